@@ -1,0 +1,59 @@
+// Package worker holds the words of the domain: what a worker is, how its
+// numbers are written, which states it passes through, and the errors that
+// every layer speaks. It is a leaf: it imports nothing of the project and does
+// no I/O. All values are plain data; nothing here is safe to mutate
+// concurrently.
+package worker
+
+import "time"
+
+// ForgeVersion is the version of the forge's file formats (version.txt in the
+// seed), written into every manifest.
+const ForgeVersion = "2.0"
+
+// State is where a worker stands in its life.
+type State string
+
+// The states of a worker. A worker exists from live on: forging is the time
+// before the forge's commit point, and a forge that fails leaves no worker.
+const (
+	StateForging    State = "forging"
+	StateLive       State = "live"
+	StateRestarting State = "restarting"
+	StateFailed     State = "failed"
+	StateRetiring   State = "retiring"
+	StateRetired    State = "retired"
+)
+
+// Worker is one forged thing, as the registry knows it.
+type Worker struct {
+	Serial         Serial
+	Name           string
+	Type           string
+	TypeVersion    string
+	PluginDigest   string // hex SHA-256 of the plugin binary
+	ClassCode      ClassCode
+	Model          ModelNumber
+	LedgerCode     LedgerCode
+	Port           int
+	UID            int
+	State          State
+	StateReason    string
+	Launcher       string
+	PublicKey      []byte // 32 bytes, Ed25519
+	Glyph          string
+	ManifestSHA256 string // hex; what sha256sum prints for worker_manifest.json
+	ImageDigest    string
+	Config         []byte // config.json as forged
+	RequestSHA256  string // hex; identifies the request that made it
+	Restarts       int
+	CreatedAt      time.Time
+	RetiredAt      time.Time
+}
+
+// Limits bound what one worker may use. Zero means the launcher's default.
+type Limits struct {
+	MemoryBytes int64
+	CPUMillis   int64 // thousandths of one core
+	PIDs        int64
+}
