@@ -1,0 +1,132 @@
+// Package launch says what it means to run a worker, whatever runs it.
+//
+// A Launcher turns a binary and a worker's folder into a running worker and
+// reports its end. Workers never belong to the host's process: they outlive
+// its death, and a launcher opened later over the same data folder finds them
+// again. The one promise above all others is that no worker ever runs twice:
+// Start refuses while an earlier run is not proven gone, and Stop returns only
+// with that proof.
+//
+// A launcher keeps no worker alive by itself: restarting what ended is the
+// caller's decision (Stop, then Start). It does not make folders, keys or
+// numbers, and it does not talk to workers. Package launchtest holds the
+// contract as a test suite; process and containerd are the two launchers.
+package launch
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/dals-host/dals-host/host/worker"
+)
+
+// The names of a worker's folder that launchers have to know.
+const (
+	EnvDir     = "DALS_WORKER_DIR" // set for every worker: its folder, as the worker sees it
+	RunDir     = "run"             // writable by the worker; holds its socket
+	StateDir   = "state"           // writable by the worker
+	LogsDir    = "logs"            // the host's own
+	LogFile    = "worker.log"      // in LogsDir: the worker's stdout and stderr, appended
+	SocketFile = "worker.sock"     // in RunDir
+)
+
+// What a worker may use where its worker.Limits say nothing.
+const (
+	DefaultMemoryBytes = 256 << 20
+	DefaultCPUMillis   = 1000
+	DefaultPIDs        = 256
+)
+
+// Image is a worker binary in the host's content-addressed store.
+type Image struct {
+	Digest  string // hex SHA-256 of the binary
+	Path    string // the store's copy, absolute
+	Type    string
+	Version string
+}
+
+// Spec says which worker to run, from what, and as whom.
+type Spec struct {
+	Serial worker.Serial
+	Image  Image
+	Dir    string // the worker's folder, absolute
+	UID    int    // its uid, and its gid
+	Limits worker.Limits
+}
+
+// Status is what a launcher knows of one created worker.
+type Status struct {
+	Serial  worker.Serial
+	Running bool
+	PID     int // of the worker's first process, as the host sees it; 0 unless Running
+}
+
+// Exit tells how a worker ended.
+type Exit struct {
+	Code      int    // its exit code; 128 + the signal when a signal ended it
+	Signal    string // such as "SIGKILL"; "" when it ended by itself
+	OOMKilled bool   // it met its memory limit
+	At        time.Time
+	Unknown   bool // it is gone, but nobody was there to see how
+}
+
+// String describes the end for people.
+func (e Exit) String() string {
+	if e.Unknown {
+		return "ended while no host was watching"
+	}
+	var b strings.Builder
+	if e.Signal != "" {
+		fmt.Fprintf(&b, "killed by %s", e.Signal)
+	} else {
+		fmt.Fprintf(&b, "exit code %d", e.Code)
+	}
+	if e.OOMKilled {
+		b.WriteString(", out of memory")
+	}
+	return b.String()
+}
+
+// Launcher runs workers. Its methods are safe for concurrent use, calls for
+// one worker are serialised, and a cancelled ctx ends the waiting but never
+// undoes what was done: repeat the call to reach its end.
+//
+// Errors wrap worker.ErrNotFound for a worker that was never created (or is
+// removed), worker.ErrConflict for what would make a twin, worker.ErrInvalid
+// for a Spec that cannot be run and worker.ErrUnavailable while what the
+// launcher stands on is away.
+type Launcher interface {
+	// Prepare makes image ready to run and returns the digest of the container
+	// image made from it, or "" where there is none. It is idempotent.
+	Prepare(ctx context.Context, image Image) (imageDigest string, err error)
+	// Create makes the worker known without running it. A worker that is known
+	// already is a worker.ErrConflict.
+	Create(ctx context.Context, spec Spec) error
+	// Start runs a created worker. While one is running, or its end was not
+	// yet settled by Stop, that is a worker.ErrConflict.
+	Start(ctx context.Context, serial worker.Serial) error
+	// Wait blocks until the worker is proven to have ended. It works for
+	// workers that an earlier host started, and returns at once when the end
+	// is already there. A worker created but not started is a
+	// worker.ErrConflict.
+	Wait(ctx context.Context, serial worker.Serial) (Exit, error)
+	// Stop ends the worker: SIGTERM, and SIGKILL after grace. It returns once
+	// the worker and all its children are proven gone. It is idempotent, and a
+	// worker that is not known counts as stopped.
+	Stop(ctx context.Context, serial worker.Serial, grace time.Duration) error
+	// Remove forgets the worker, stopping it at once if it runs, and leaves no
+	// trace of it outside its own folder. It is idempotent, and a worker that is
+	// not known counts as removed.
+	Remove(ctx context.Context, serial worker.Serial) error
+	// List tells of all created workers of this host, ordered by serial.
+	List(ctx context.Context) ([]Status, error)
+	// Name is the launcher's word in records: "process" or "containerd".
+	Name() string
+	// Close detaches: workers stay, waiters return. Later calls fail.
+	Close() error
+	// Down ends what the launcher itself runs and deletes its own folders. It
+	// refuses with worker.ErrConflict while workers are left. Close it after.
+	Down(ctx context.Context) error
+}
