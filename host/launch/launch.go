@@ -107,10 +107,10 @@ type Launcher interface {
 	// Start runs a created worker. While one is running, or its end was not
 	// yet settled by Stop, that is a worker.ErrConflict.
 	Start(ctx context.Context, serial worker.Serial) error
-	// Wait blocks until the worker is proven to have ended. It works for
-	// workers that an earlier host started, and returns at once when the end
-	// is already there. A worker created but not started is a
-	// worker.ErrConflict.
+	// Wait blocks while the worker runs and tells how its last run ended; that
+	// it ended is proven. It works for workers that an earlier host started, and
+	// returns at once for one that is not running: after Stop with that run's
+	// end, and with Unknown where no run is known.
 	Wait(ctx context.Context, serial worker.Serial) (Exit, error)
 	// Stop ends the worker: SIGTERM, and SIGKILL after grace. It returns once
 	// the worker and all its children are proven gone. It is idempotent, and a
