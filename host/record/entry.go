@@ -1,0 +1,186 @@
+package record
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/dals-host/dals-host/host/worker"
+)
+
+// MaxEntry is the most bytes one encoded entry may have: tlog-tiles counts an
+// entry's length in 16 bits.
+const MaxEntry = 1<<16 - 1
+
+// version is the format of entries that this package writes and reads.
+const version = 1
+
+// Kind says what an entry records.
+type Kind string
+
+// The kinds of entry. Each carries the section named after it and no other,
+// except that a refusal may name the envelope it refused.
+const (
+	Forge             Kind = "forge"              // Worker: a worker exists from now on
+	Void              Kind = "void"               // Worker: its ledger code will never be used; with a reason
+	Retire            Kind = "retire"             // Worker: it ended for good
+	WorkerLost        Kind = "worker_lost"        // Worker: no sign of life; with a reason
+	WorkerRestarted   Kind = "worker_restarted"   // Worker: it runs again
+	WorkerFailed      Kind = "worker_failed"      // Worker: it is stopped and stays so; with a reason
+	ClientAdded       Kind = "client_added"       // Client
+	ClientRevoked     Kind = "client_revoked"     // Client
+	Admitted          Kind = "admitted"           // Envelope: passed the gate
+	Result            Kind = "result"             // Envelope: a worker's signed answer
+	Refused           Kind = "refused"            // Refusal, and Envelope: a no after the proof held
+	RefusedSummary    Kind = "refused_summary"    // Refusal: how many before a proof held, by peer
+	HostStarted       Kind = "host_started"       // no section; Reason tells the host's version
+	PluginRegistered  Kind = "plugin_registered"  // Plugin
+	PluginQuarantined Kind = "plugin_quarantined" // Plugin; with a reason
+)
+
+// Entry is one line of the record. It is encoded as one JSON object with the
+// fields in this order; entries are never changed once appended.
+type Entry struct {
+	V        int             `json:"v"`
+	At       time.Time       `json:"at"` // UTC, to the millisecond
+	Kind     Kind            `json:"kind"`
+	Worker   *WorkerFields   `json:"worker,omitempty"`
+	Client   *ClientFields   `json:"client,omitempty"`
+	Envelope *EnvelopeFields `json:"envelope,omitempty"`
+	Refusal  *RefusalFields  `json:"refusal,omitempty"`
+	Plugin   *PluginFields   `json:"plugin,omitempty"`
+	Reason   string          `json:"reason,omitempty"`
+}
+
+// EnvelopeFields are enough to verify again who signed what: Header is the
+// signed bytes and Signature the proof over them.
+type EnvelopeFields struct {
+	ID            string  `json:"id"`
+	InReplyTo     string  `json:"in_reply_to,omitempty"` // on results: the envelope answered
+	Sender        string  `json:"sender"`
+	Recipient     string  `json:"recipient"`
+	WorkerSerial  string  `json:"worker_serial,omitempty"` // who runs it, or ran it
+	Kind          string  `json:"kind,omitempty"`
+	PayloadSHA256 string  `json:"payload_sha256"` // hex
+	Size          int64   `json:"size"`           // of the payload, in bytes
+	Header        []byte  `json:"header"`
+	Signature     []byte  `json:"signature"`
+	AdmittedIndex *uint64 `json:"admitted_index,omitempty"` // on results: the entry of the admission
+	Attempt       uint32  `json:"attempt,omitempty"`
+	Status        string  `json:"status,omitempty"` // on results: ok, failed, refused
+}
+
+// ClientFields say who may send, or no longer.
+type ClientFields struct {
+	Name      string `json:"name"`
+	ID        string `json:"id"` // key:<base64url>
+	PublicKey []byte `json:"public_key"`
+}
+
+// RefusalFields say what was refused and why. Before a proof holds the sender
+// is a mere claim: Peer is then what the transport knows, and Count how many
+// refusals the entry stands for.
+type RefusalFields struct {
+	Code   string `json:"code"`
+	Reason string `json:"reason,omitempty"`
+	Peer   string `json:"peer,omitempty"`
+	Count  uint64 `json:"count,omitempty"`
+}
+
+// PluginFields name a plugin binary.
+type PluginFields struct {
+	Path    string `json:"path"`
+	Digest  string `json:"digest"` // hex SHA-256
+	Type    string `json:"type,omitempty"`
+	Version string `json:"version,omitempty"`
+}
+
+// Encode is the entry as it is appended: one line of JSON without its newline.
+// V is filled in, times are cut to UTC milliseconds. An entry that misses its
+// section or exceeds MaxEntry is a worker.ErrInvalid.
+func (e Entry) Encode() ([]byte, error) {
+	e.V = version
+	e.At = e.At.UTC().Truncate(time.Millisecond)
+	if e.Worker != nil {
+		w := *e.Worker
+		w.CreatedAt = w.CreatedAt.UTC().Truncate(time.Millisecond)
+		e.Worker = &w
+	}
+	if err := e.check(); err != nil {
+		return nil, fmt.Errorf("encode entry: %w", err)
+	}
+	return e.encode()
+}
+
+func (e Entry) encode() ([]byte, error) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false) // the record is read by people, never by a browser as it is
+	if err := enc.Encode(e); err != nil {
+		return nil, fmt.Errorf("encode entry: %w: %w", worker.ErrInvalid, err)
+	}
+	line := bytes.TrimSuffix(b.Bytes(), []byte("\n"))
+	if len(line) > MaxEntry {
+		return nil, fmt.Errorf("encode entry: %d bytes, at most %d: %w", len(line), MaxEntry, worker.ErrInvalid)
+	}
+	return line, nil
+}
+
+// Decode reads an entry as Encode wrote it. It is strict: unknown fields, other
+// spellings of the same entry, or anything after it are a worker.ErrInvalid.
+func Decode(line []byte) (Entry, error) {
+	if len(line) > MaxEntry {
+		return Entry{}, fmt.Errorf("decode entry: %d bytes, at most %d: %w", len(line), MaxEntry, worker.ErrInvalid)
+	}
+	var e Entry
+	dec := json.NewDecoder(bytes.NewReader(line))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&e); err != nil {
+		return Entry{}, fmt.Errorf("decode entry: %w: %w", worker.ErrInvalid, err)
+	}
+	if e.V != version {
+		return Entry{}, fmt.Errorf("decode entry: version %d, want %d: %w", e.V, version, worker.ErrInvalid)
+	}
+	// One entry has one spelling, so that nobody can read two things in it.
+	again, err := e.Encode()
+	if err != nil {
+		return Entry{}, fmt.Errorf("decode entry: %w", err)
+	}
+	if !bytes.Equal(again, line) {
+		return Entry{}, fmt.Errorf("decode entry: not in the form that is written: %w", worker.ErrInvalid)
+	}
+	return e, nil
+}
+
+// check says whether the entry has the sections of its kind, and only those.
+func (e Entry) check() error {
+	var w, c, env, ref, p bool
+	envOptional := false
+	switch e.Kind {
+	case Forge, Void, Retire, WorkerLost, WorkerRestarted, WorkerFailed:
+		w = true
+	case ClientAdded, ClientRevoked:
+		c = true
+	case Admitted, Result:
+		env = true
+	case Refused:
+		ref, envOptional = true, true
+	case RefusedSummary:
+		ref = true
+	case PluginRegistered, PluginQuarantined:
+		p = true
+	case HostStarted:
+	default:
+		return fmt.Errorf("kind %.40q: %w", e.Kind, worker.ErrInvalid)
+	}
+	if e.At.IsZero() {
+		return fmt.Errorf("%s without a time: %w", e.Kind, worker.ErrInvalid)
+	}
+	env = env || envOptional && e.Envelope != nil
+	if (e.Worker != nil) != w || (e.Client != nil) != c || (e.Envelope != nil) != env ||
+		(e.Refusal != nil) != ref || (e.Plugin != nil) != p {
+		return fmt.Errorf("%s with other sections than its own: %w", e.Kind, worker.ErrInvalid)
+	}
+	return nil
+}
