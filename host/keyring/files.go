@@ -1,0 +1,140 @@
+package keyring
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"github.com/dals-host/dals-host/host/worker"
+	"github.com/dals-host/dals-host/sdk/identity"
+)
+
+// maxKeyFile is more than any key file has.
+const maxKeyFile = 4 << 10
+
+func createSeed(path string) error {
+	seed := make([]byte, seedSize)
+	if _, err := rand.Read(seed); err != nil {
+		return err
+	}
+	_, err := createOnce(path, seed)
+	return err
+}
+
+func readSeed(path string) ([]byte, error) {
+	seed, err := readSecret(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, worker.Hint(fmt.Errorf("%s is missing: %w", path, worker.ErrNotFound),
+			"it is the identity of this host: restore it from a backup; only a new data folder gets a new one")
+	}
+	if err != nil {
+		return nil, err
+	}
+	if len(seed) != seedSize {
+		return nil, worker.Hint(fmt.Errorf("%s has %d bytes, want %d: %w", path, len(seed), seedSize, worker.ErrCorrupt),
+			"restore it from a backup")
+	}
+	return seed, nil
+}
+
+// LoadOrCreateOperator reads the operator's client key. At the first start of
+// the data folder, and only then, a missing one is made; created says so. A
+// missing key is otherwise a worker.ErrNotFound.
+func (k *Keyring) LoadOrCreateOperator(first bool) (key Key, created bool, err error) {
+	path := filepath.Join(k.dir, OperatorFile)
+	if first {
+		if created, err = createOperator(path); err != nil {
+			return Key{}, false, fmt.Errorf("make operator key: %w", err)
+		}
+	}
+	data, err := readSecret(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = worker.Hint(fmt.Errorf("%s is missing: %w", path, worker.ErrNotFound),
+			"enrol a new key: dals-host client add NAME --key-out FILE")
+	}
+	if err != nil {
+		return Key{}, false, fmt.Errorf("read operator key: %w", err)
+	}
+	private, err := identity.ParseKey(data)
+	if err != nil {
+		return Key{}, false, fmt.Errorf("read operator key: %s: %w", path, err)
+	}
+	return Key{private}, created, nil
+}
+
+func createOperator(path string) (bool, error) {
+	key, err := NewWorkerKey()
+	if err != nil {
+		return false, err
+	}
+	data, err := identity.MarshalKey(key.private)
+	if err != nil {
+		return false, err
+	}
+	return createOnce(path, data)
+}
+
+// createOnce makes a file with all of data, durable, or leaves the one that is
+// there. A crash leaves at most a temporary file beside it.
+func createOnce(path string, data []byte) (created bool, err error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return false, err
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(path), ".new-")
+	if err != nil {
+		return false, err
+	}
+	defer os.Remove(tmp.Name())
+	defer tmp.Close()
+	if _, err := tmp.Write(data); err != nil {
+		return false, err
+	}
+	if err := tmp.Sync(); err != nil {
+		return false, err
+	}
+	// A link, unlike a rename, never replaces.
+	if err := os.Link(tmp.Name(), path); errors.Is(err, fs.ErrExist) {
+		return false, nil
+	} else if err != nil {
+		return false, err
+	}
+	return true, syncDir(filepath.Dir(path))
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// readSecret reads a file that nobody else can read or change.
+func readSecret(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if errors.Is(err, syscall.ELOOP) {
+		return nil, worker.Hint(fmt.Errorf("%s is a symlink: %w", path, worker.ErrRefused), "put the file itself there")
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a regular file: %w", path, worker.ErrRefused)
+	}
+	if mode := info.Mode().Perm(); mode&^0o600 != 0 {
+		return nil, worker.Hint(fmt.Errorf("%s has mode %04o, others may use it: %w", path, mode, worker.ErrRefused),
+			"run: chmod 600 "+path)
+	}
+	return io.ReadAll(io.LimitReader(f, maxKeyFile))
+}
