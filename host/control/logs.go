@@ -1,0 +1,191 @@
+package control
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc"
+
+	hostv1 "github.com/dals-host/dals-host/sdk/proto/host/v1"
+)
+
+const (
+	// maxLine is what is passed on of one line, in bytes; the rest is dropped.
+	maxLine = 16 << 10
+	// maxBatch is how many lines travel in one message; with maxLine it stays
+	// below what clients receive.
+	maxBatch = 256
+	// followEvery is how often a followed log is looked at for more.
+	followEvery = 200 * time.Millisecond
+)
+
+// StreamLogs sends a worker's log lines as the worker wrote them, cut to
+// maxLine. Following ends with the call, with the host, or with the log: a
+// retired worker's is removed.
+func (s *service) StreamLogs(r *hostv1.StreamLogsRequest, stream grpc.ServerStreamingServer[hostv1.StreamLogsResponse]) error {
+	file, err := s.Workers.Log(stream.Context(), r.GetWorker())
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	if r.GetTail() > 0 {
+		if err := seekTail(file, int(r.GetTail())); err != nil {
+			return fmt.Errorf("find last lines: %w", err)
+		}
+	}
+	log := &logStream{file: file, lines: bufio.NewReaderSize(file, maxLine), since: r.GetSinceUnixMs(), send: stream.Send}
+	for {
+		if err := log.drain(!r.GetFollow()); err != nil {
+			return err
+		}
+		if !r.GetFollow() {
+			return nil
+		}
+		select {
+		case <-stream.Context().Done():
+			return stream.Context().Err()
+		case <-s.stopping:
+			return nil
+		case <-time.After(followEvery):
+		}
+		if ended, err := log.restart(); ended || err != nil {
+			return err
+		}
+	}
+}
+
+// logStream reads lines and sends them in batches.
+type logStream struct {
+	file  *os.File
+	lines *bufio.Reader
+	since int64
+	send  func(*hostv1.StreamLogsResponse) error
+
+	partial []byte // of a line whose end is not written yet, at most maxLine
+	old     bool   // the last line that told its time is from before since
+	batch   []string
+}
+
+// drain sends what is there. The last line may still be without its end: it is
+// sent only with flush, otherwise kept for the next time.
+func (l *logStream) drain(flush bool) error {
+	for {
+		part, err := l.lines.ReadSlice('\n')
+		l.partial = append(l.partial, part[:min(len(part), maxLine-len(l.partial))]...)
+		switch {
+		case err == nil:
+			if err := l.add(); err != nil {
+				return err
+			}
+		case errors.Is(err, bufio.ErrBufferFull):
+		case errors.Is(err, io.EOF):
+			if flush && len(l.partial) > 0 {
+				if err := l.add(); err != nil {
+					return err
+				}
+			}
+			return l.flush()
+		default:
+			return fmt.Errorf("read log: %w", err)
+		}
+	}
+}
+
+func (l *logStream) add() error {
+	line := bytes.TrimRight(l.partial, "\r\n")
+	if l.wanted(line) {
+		l.batch = append(l.batch, strings.ToValidUTF8(string(line), "\uFFFD"))
+	}
+	l.partial = l.partial[:0]
+	if len(l.batch) < maxBatch {
+		return nil
+	}
+	return l.flush()
+}
+
+// wanted says whether a line is from since or later. A line that tells no time
+// of its own, as of a stack trace, belongs to the one before it.
+func (l *logStream) wanted(line []byte) bool {
+	if l.since == 0 {
+		return true
+	}
+	var stamped struct {
+		At time.Time `json:"@timestamp"`
+	}
+	if json.Unmarshal(line, &stamped) == nil && !stamped.At.IsZero() {
+		l.old = stamped.At.UnixMilli() < l.since
+	}
+	return !l.old
+}
+
+func (l *logStream) flush() error {
+	if len(l.batch) == 0 {
+		return nil
+	}
+	err := l.send(&hostv1.StreamLogsResponse{Lines: l.batch})
+	l.batch = nil
+	return err
+}
+
+// restart goes back to the start of a log that was cut, and says when a log is
+// gone for good.
+func (l *logStream) restart() (ended bool, err error) {
+	info, err := l.file.Stat()
+	if err != nil {
+		return false, fmt.Errorf("look at log: %w", err)
+	}
+	at, err := l.file.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return false, fmt.Errorf("look at log: %w", err)
+	}
+	if info.Size() < at {
+		if _, err := l.file.Seek(0, io.SeekStart); err != nil {
+			return false, fmt.Errorf("restart log: %w", err)
+		}
+		l.lines.Reset(l.file)
+		l.partial = l.partial[:0]
+		return false, nil
+	}
+	system, ok := info.Sys().(*syscall.Stat_t)
+	return ok && system.Nlink == 0 && info.Size() == at, nil
+}
+
+// seekTail puts file where its last n lines begin.
+func seekTail(file *os.File, n int) error {
+	end, err := file.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	// The newline that ends the last line begins none.
+	found, at := -1, end
+	block := make([]byte, 64<<10)
+	for at > 0 {
+		size := min(at, int64(len(block)))
+		at -= size
+		if _, err := file.ReadAt(block[:size], at); err != nil && !errors.Is(err, io.EOF) {
+			return err
+		}
+		if end == at+size && block[size-1] != '\n' {
+			found++
+		}
+		for i := size - 1; i >= 0; i-- {
+			if block[i] != '\n' {
+				continue
+			}
+			if found++; found == n {
+				_, err := file.Seek(at+i+1, io.SeekStart)
+				return err
+			}
+		}
+	}
+	_, err = file.Seek(0, io.SeekStart)
+	return err
+}

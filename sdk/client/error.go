@@ -1,0 +1,100 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/dals-host/dals-host/sdk/envelope"
+)
+
+// Codes of an Error that do not come from a refusal of the gate.
+const (
+	CodeInvalid     = "invalid"
+	CodeNotFound    = "not_found"
+	CodeConflict    = "conflict"
+	CodeUnavailable = "unavailable"
+	CodeDeadline    = "deadline"
+	CodeInternal    = "internal"
+	// CodeBadResult says that a result could not be verified: do not use it.
+	CodeBadResult = "bad_result"
+)
+
+// Error is a no: of the host, of its gate, or of this package.
+type Error struct {
+	// Code is stable: one of the constants here, or of a refusal as listed in
+	// docs/SECURITY.md ("replayed", "bad_proof", …).
+	Code    string
+	Message string
+	// Hint says what to do about it; it may be empty.
+	Hint string
+
+	cause error
+}
+
+// Error is the message.
+func (e *Error) Error() string { return e.Message }
+
+// Unwrap gives the gRPC status where there is one.
+func (e *Error) Unwrap() error { return e.cause }
+
+// TaskError is a task that its worker says it could not do.
+type TaskError struct {
+	// Code is "failed" unless the worker says more: "panicked", or a refusal.
+	Code    string
+	Message string
+}
+
+// Error is the message and the code.
+func (e *TaskError) Error() string { return fmt.Sprintf("%s (%s)", e.Message, e.Code) }
+
+// fault is the error of a call as programs see it; ctx is the caller's.
+func (c *Client) fault(ctx context.Context, err error) error {
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	s := status.Convert(err)
+	for _, detail := range s.Details() {
+		if info, ok := detail.(*errdetails.ErrorInfo); ok && info.GetDomain() == "dals" {
+			return &Error{Code: info.GetReason(), Message: s.Message(), Hint: info.GetMetadata()["hint"], cause: err}
+		}
+	}
+	// Without details it was not the host that answered, but the connection.
+	switch s.Code() {
+	case codes.Unavailable:
+		return unreachable(c.socket, err)
+	case codes.DeadlineExceeded:
+		return &Error{Code: CodeDeadline, Message: "the host did not answer in time", cause: err}
+	}
+	return &Error{Code: CodeInternal, Message: s.Message(), cause: err}
+}
+
+func unreachable(socket string, err error) error {
+	e := &Error{
+		Code: CodeUnavailable, Message: fmt.Sprintf("no host answers at %s", socket),
+		Hint: "start one: dals-host serve", cause: err,
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		e.Message = fmt.Sprintf("control socket %s is closed to this user", socket)
+		e.Hint = "run the command as root or as the host's user"
+	}
+	return e
+}
+
+// signFault gives what is wrong with a request before it is sent the code that
+// the gate would give it.
+func signFault(err error) error {
+	var format *envelope.FormatError
+	if errors.As(err, &format) {
+		return &Error{Code: format.Code, Message: err.Error(), cause: err}
+	}
+	return fmt.Errorf("sign envelope: %w", err)
+}

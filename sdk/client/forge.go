@@ -1,0 +1,78 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	hostv1 "github.com/dals-host/dals-host/sdk/proto/host/v1"
+)
+
+// ForgeRequest asks for one worker.
+type ForgeRequest struct {
+	Name      string
+	Type      string
+	ClassCode string // A1 to Z999, or NNN.NNN.NNN
+	Version   string // of the type; empty for the default one
+	// Config is marshalled as the worker's config.json; nil for the defaults.
+	Config any
+	// DryRun plans and makes nothing.
+	DryRun bool
+	// Timeout bounds the whole forge; zero means the host's default.
+	Timeout time.Duration
+}
+
+// Forged is a worker that was made, was there, or with DryRun would be made.
+type Forged struct {
+	Worker
+
+	// Existed says that the same request had made the worker before.
+	Existed  bool   `json:"existed,omitempty"`
+	DryRun   bool   `json:"dry_run,omitempty"`
+	PlanHash string `json:"plan_hash,omitempty"`
+	Plan     []Step `json:"plan,omitempty"`
+}
+
+// Step is one step of the forge and what it would make.
+type Step struct {
+	Step  string `json:"step"`
+	Makes string `json:"makes"`
+}
+
+// Forge makes one worker and returns it once its first heartbeat came, or
+// leaves nothing behind. The same request again gives the same worker; another
+// request for its name is an *Error with the code "conflict".
+func (c *Client) Forge(ctx context.Context, r ForgeRequest) (Forged, error) {
+	config, err := encode(r.Config)
+	if err != nil {
+		return Forged{}, fmt.Errorf("forge %s: encode config: %w", r.Name, err)
+	}
+	resp, err := c.host.Forge(ctx, &hostv1.ForgeRequest{
+		WorkerName: r.Name, WorkerType: r.Type, ClassCode: r.ClassCode, TypeVersion: r.Version,
+		Config: config, DryRun: r.DryRun, TimeoutMs: milliseconds(r.Timeout),
+	})
+	if err != nil {
+		return Forged{}, fmt.Errorf("forge %s: %w", r.Name, c.fault(ctx, err))
+	}
+	return Forged{
+		Worker: WorkerFromProto(resp.GetWorker()), Existed: resp.GetExisted(),
+		DryRun: r.DryRun, PlanHash: resp.GetPlanHash(),
+		Plan: convert(resp.GetPlan(), func(s *hostv1.PlanStep) Step {
+			return Step{Step: s.GetStep(), Makes: s.GetMakes()}
+		}),
+	}, nil
+}
+
+// encode is v as JSON; raw bytes are JSON already, and nil is nothing.
+func encode(v any) ([]byte, error) {
+	switch v := v.(type) {
+	case nil:
+		return nil, nil
+	case json.RawMessage:
+		return v, nil
+	case []byte:
+		return v, nil
+	}
+	return json.Marshal(v)
+}

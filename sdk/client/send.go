@@ -1,0 +1,156 @@
+package client
+
+import (
+	"context"
+	"crypto/ed25519"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/dals-host/dals-host/sdk/envelope"
+	hostv1 "github.com/dals-host/dals-host/sdk/proto/host/v1"
+	workerv1 "github.com/dals-host/dals-host/sdk/proto/worker/v1"
+)
+
+const (
+	// defaultTimeout is the host's for a task without one.
+	defaultTimeout = 30 * time.Second
+	// answerTime is what the host gets beyond a task's time to say how it ended.
+	answerTime = 10 * time.Second
+)
+
+// SendRequest asks a worker to do one task.
+type SendRequest struct {
+	// Worker is a name, a serial or pool:TYPE.
+	Worker string
+	Kind   string // <type>.<verb>
+	// Input is marshalled as the payload; json.RawMessage and []byte go as they
+	// are, nil as {}.
+	Input any
+	// Timeout bounds the task, from its admission; zero means 30 s.
+	Timeout time.Duration
+}
+
+var serialForm = regexp.MustCompile(`^DMN-[A-Z]{2}-[0-9]{1,6}-[0-9a-f]{8}-[0-9a-f]{5}$`)
+
+// The ways a task ends.
+const (
+	StatusOK      = "ok"
+	StatusFailed  = "failed"  // it ran and failed
+	StatusRefused = "refused" // the worker would not run it
+)
+
+// Result is a verified result.
+type Result struct {
+	ID           string `json:"id"` // of the envelope that asked
+	WorkerSerial string `json:"worker_serial"`
+	Kind         string `json:"kind"`
+	Status       string `json:"status"`
+	// Result is the task's output; of a task that is not ok, {"code","error"}.
+	Result     json.RawMessage `json:"result"`
+	DurationMS int64           `json:"duration_ms"`
+	// SignedBy is the worker's public key, under which the result was verified.
+	SignedBy string `json:"signed_by"`
+	// LogIndex is the record's entry of the result.
+	LogIndex uint64 `json:"log_index"`
+}
+
+// Send signs a request, sends it and waits for the verified result. A task that
+// failed or was refused by its worker gives its Result and a *TaskError; what
+// the host refuses, or a result that does not verify, gives an *Error.
+func (c *Client) Send(ctx context.Context, r SendRequest) (Result, error) {
+	env, known, err := c.sign(ctx, r)
+	if err != nil {
+		return Result{}, fmt.Errorf("send %s: %w", r.Kind, err)
+	}
+	result, err := c.exchange(ctx, env, r.Timeout, known)
+	if err != nil {
+		return result, fmt.Errorf("send %s: %w", r.Kind, err)
+	}
+	return result, nil
+}
+
+// Sign makes the signed envelope of a request and sends nothing. It may be sent
+// once, within its 30 s.
+func (c *Client) Sign(ctx context.Context, r SendRequest) (*workerv1.Envelope, error) {
+	env, _, err := c.sign(ctx, r)
+	if err != nil {
+		return nil, fmt.Errorf("sign %s: %w", r.Kind, err)
+	}
+	return env, nil
+}
+
+// SendEnvelope sends an envelope as it is and waits, as Send does, for the
+// result: it needs no key, since the envelope is signed already.
+func (c *Client) SendEnvelope(ctx context.Context, env *workerv1.Envelope, timeout time.Duration) (Result, error) {
+	result, err := c.exchange(ctx, env, timeout, nil)
+	if err != nil {
+		return result, fmt.Errorf("send envelope: %w", err)
+	}
+	return result, nil
+}
+
+// sign also returns the worker's key where the name had to be looked up.
+func (c *Client) sign(ctx context.Context, r SendRequest) (*workerv1.Envelope, ed25519.PublicKey, error) {
+	if len(c.key) != ed25519.PrivateKeySize {
+		return nil, nil, &Error{Code: CodeInvalid, Message: "there is no key to sign with", Hint: "run dals-host client add"}
+	}
+	payload, err := encode(r.Input)
+	if err != nil {
+		return nil, nil, fmt.Errorf("encode input: %w", err)
+	}
+	if payload == nil {
+		payload = []byte("{}")
+	}
+	recipient, known, err := c.resolve(ctx, r.Worker)
+	if err != nil {
+		return nil, nil, err
+	}
+	id := envelope.ClientID(c.key.Public().(ed25519.PublicKey))
+	env, err := envelope.New(c.key, id, &workerv1.Header{Recipient: recipient, Kind: r.Kind}, payload)
+	if err != nil {
+		return nil, nil, signFault(err)
+	}
+	return env, known, nil
+}
+
+// resolve finds the recipient and key that a name stands for. Serials and pools
+// are recipients already: they are signed without asking the host.
+func (c *Client) resolve(ctx context.Context, ref string) (string, ed25519.PublicKey, error) {
+	if strings.HasPrefix(ref, envelope.PoolPrefix) || serialForm.MatchString(ref) {
+		return ref, nil, nil
+	}
+	resp, err := c.host.GetWorker(ctx, &hostv1.GetWorkerRequest{Worker: ref})
+	if err != nil {
+		return "", nil, fmt.Errorf("find worker: %w", c.fault(ctx, err))
+	}
+	key, err := base64.StdEncoding.DecodeString(resp.GetWorker().GetPublicKey())
+	if err != nil {
+		return "", nil, fmt.Errorf("find worker: read its public key: %w", err)
+	}
+	return resp.GetWorker().GetWorkerSerial(), key, nil
+}
+
+// exchange sends env and verifies what comes back; known is the worker's key
+// where it is known already.
+func (c *Client) exchange(ctx context.Context, env *workerv1.Envelope, timeout time.Duration, known ed25519.PublicKey) (Result, error) {
+	wait := timeout
+	if wait <= 0 {
+		wait = defaultTimeout
+	}
+	// A host that hangs must not hang its callers.
+	bounded, cancel := context.WithTimeout(ctx, wait+answerTime)
+	defer cancel()
+	resp, err := c.host.Send(bounded, &hostv1.SendRequest{Envelope: env, TimeoutMs: milliseconds(timeout)})
+	if err != nil {
+		return Result{}, c.fault(ctx, err)
+	}
+	request, err := envelope.Parse(env)
+	if err != nil {
+		return Result{}, signFault(err)
+	}
+	return read(request, resp, known)
+}

@@ -1,0 +1,167 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	hostv1 "github.com/dals-host/dals-host/sdk/proto/host/v1"
+)
+
+// Worker is the worker object.
+type Worker struct {
+	WorkerName     string    `json:"worker_name"`
+	WorkerType     string    `json:"worker_type"`
+	TypeVersion    string    `json:"type_version"`
+	ClassCode      string    `json:"class_code"`
+	WorkerSerial   string    `json:"worker_serial"`
+	ModelNumber    string    `json:"model_number"`
+	LedgerCode     string    `json:"ledger_code"`
+	Port           int       `json:"port"`
+	State          string    `json:"state"`
+	StateReason    string    `json:"state_reason,omitempty"` // why it is not live
+	Launcher       string    `json:"launcher"`
+	PublicKey      string    `json:"public_key"` // base64 of 32 bytes, Ed25519
+	Glyph          string    `json:"glyph"`
+	ManifestSHA256 string    `json:"manifest_sha256"`
+	ImageDigest    string    `json:"image_digest"`
+	VaultIntegrity bool      `json:"vault_integrity"`
+	VaultFault     string    `json:"vault_fault,omitempty"` // the part that failed
+	Heartbeat      Heartbeat `json:"heartbeat"`
+	Restarts       int       `json:"restarts,omitempty"`
+	CreatedAt      Time      `json:"created_at"`
+	RetiredAt      Time      `json:"retired_at,omitzero"`
+}
+
+// Heartbeat is what the host heard of a worker.
+type Heartbeat struct {
+	Last     Time `json:"last"`
+	Interval int  `json:"interval_s"`
+	Missed   int  `json:"missed"`
+}
+
+// Time is RFC 3339 in UTC, and null in JSON when it has not come.
+type Time struct{ time.Time }
+
+// MarshalJSON writes null for the zero time.
+func (t Time) MarshalJSON() ([]byte, error) {
+	if t.IsZero() {
+		return []byte("null"), nil
+	}
+	return t.UTC().MarshalJSON()
+}
+
+// WorkerFromProto reads a worker off the wire.
+func WorkerFromProto(w *hostv1.Worker) Worker {
+	return Worker{
+		WorkerName:     w.GetWorkerName(),
+		WorkerType:     w.GetWorkerType(),
+		TypeVersion:    w.GetTypeVersion(),
+		ClassCode:      w.GetClassCode(),
+		WorkerSerial:   w.GetWorkerSerial(),
+		ModelNumber:    w.GetModelNumber(),
+		LedgerCode:     w.GetLedgerCode(),
+		Port:           int(w.GetPort()),
+		State:          w.GetState(),
+		StateReason:    w.GetStateReason(),
+		Launcher:       w.GetLauncher(),
+		PublicKey:      w.GetPublicKey(),
+		Glyph:          w.GetGlyph(),
+		ManifestSHA256: w.GetManifestSha256(),
+		ImageDigest:    w.GetImageDigest(),
+		VaultIntegrity: w.GetVaultIntegrity(),
+		VaultFault:     w.GetVaultFault(),
+		Heartbeat: Heartbeat{
+			Last:     timeOf(w.GetHeartbeat().GetLast()),
+			Interval: int(w.GetHeartbeat().GetIntervalS()),
+			Missed:   int(w.GetHeartbeat().GetMissed()),
+		},
+		Restarts:  int(w.GetRestarts()),
+		CreatedAt: timeOf(w.GetCreatedAt()),
+		RetiredAt: timeOf(w.GetRetiredAt()),
+	}
+}
+
+// WorkerDetail is a worker with its files, as they are on disk. They are absent
+// for a retired worker.
+type WorkerDetail struct {
+	Worker
+
+	Identity json.RawMessage `json:"identity,omitempty"` // identity.json
+	Manifest json.RawMessage `json:"manifest,omitempty"` // worker_manifest.json
+}
+
+// WorkerFilter picks workers; empty fields match all. Retired workers are left
+// out unless Retired is set or State is "retired".
+type WorkerFilter struct {
+	Type    string
+	State   string
+	Retired bool
+}
+
+// Workers lists the workers that match f.
+func (c *Client) Workers(ctx context.Context, f WorkerFilter) ([]Worker, error) {
+	resp, err := c.host.ListWorkers(ctx, &hostv1.ListWorkersRequest{
+		WorkerType: f.Type, State: f.State, IncludeRetired: f.Retired,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list workers: %w", c.fault(ctx, err))
+	}
+	return convert(resp.GetWorkers(), WorkerFromProto), nil
+}
+
+// Worker tells all about the worker that ref, a name or a serial, names.
+func (c *Client) Worker(ctx context.Context, ref string) (WorkerDetail, error) {
+	resp, err := c.host.GetWorker(ctx, &hostv1.GetWorkerRequest{Worker: ref})
+	if err != nil {
+		return WorkerDetail{}, fmt.Errorf("get worker: %w", c.fault(ctx, err))
+	}
+	return WorkerDetail{
+		Worker:   WorkerFromProto(resp.GetWorker()),
+		Identity: document(resp.GetIdentity()), Manifest: document(resp.GetManifest()),
+	}, nil
+}
+
+// Retire ends a worker: container, keys and files go, its record stays. After
+// grace what still runs is killed; zero means the host's default.
+func (c *Client) Retire(ctx context.Context, ref string, grace time.Duration) (Worker, error) {
+	resp, err := c.host.Retire(ctx, &hostv1.RetireRequest{Worker: ref, GraceMs: milliseconds(grace)})
+	if err != nil {
+		return Worker{}, fmt.Errorf("retire %s: %w", ref, c.fault(ctx, err))
+	}
+	return WorkerFromProto(resp.GetWorker()), nil
+}
+
+// document is data if it is JSON, and nothing otherwise: what cannot be read
+// must not break the document around it.
+func document(data []byte) json.RawMessage {
+	if !json.Valid(data) {
+		return nil
+	}
+	return data
+}
+
+func timeOf(s string) Time {
+	t, err := time.Parse(time.RFC3339Nano, s)
+	if err != nil {
+		return Time{}
+	}
+	return Time{t}
+}
+
+// milliseconds is d as the wire has it: what is above zero stays above zero.
+func milliseconds(d time.Duration) uint32 {
+	const most = 1<<32 - 1
+	ms := (d + time.Millisecond - 1).Milliseconds()
+	return uint32(min(max(ms, 0), most))
+}
+
+// convert never gives nil: an empty list is [] in JSON.
+func convert[From, To any](from []From, f func(From) To) []To {
+	to := make([]To, len(from))
+	for i, v := range from {
+		to[i] = f(v)
+	}
+	return to
+}
