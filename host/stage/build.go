@@ -1,0 +1,144 @@
+package stage
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/dals-host/dals-host/host/worker"
+)
+
+// Stage is a worker's folder while it is put together. It is for one caller at
+// a time.
+type Stage struct {
+	store  *Store
+	serial worker.Serial
+	root   *os.Root
+	files  []string
+	dirs   []string
+}
+
+// Access is who may use a file or folder. UID and GID count only when the host
+// is root: otherwise everything is the host's own.
+type Access struct {
+	Mode     fs.FileMode // exact, whatever the umask
+	UID, GID int
+}
+
+// New makes the empty stage of a worker. One that is already there is a
+// worker.ErrConflict.
+func (s *Store) New(serial worker.Serial) (*Stage, error) {
+	name, err := staged(serial)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.root.Mkdir(name, 0o700); errors.Is(err, fs.ErrExist) {
+		return nil, fmt.Errorf("open stage of %s: %w: there is one already", serial, worker.ErrConflict)
+	} else if err != nil {
+		return nil, fmt.Errorf("open stage of %s: %w", serial, err)
+	}
+	root, err := s.root.OpenRoot(name)
+	if err != nil {
+		return nil, fmt.Errorf("open stage of %s: %w", serial, err)
+	}
+	return &Stage{store: s, serial: serial, root: root}, nil
+}
+
+// Root is the stage's folder, to read what is in it. It is closed by Promote
+// and Close.
+func (s *Stage) Root() *os.Root { return s.root }
+
+// Dir is the path of the stage's folder.
+func (s *Stage) Dir() string { return filepath.Join(s.store.dir, staging, string(s.serial)) }
+
+// Close lets go of the stage; what is in it stays.
+func (s *Stage) Close() error { return s.root.Close() }
+
+// Mkdir makes a folder in the stage, or sets the access of the stage's own
+// folder, named ".".
+func (s *Stage) Mkdir(name string, a Access) error {
+	if name != "." {
+		if err := s.root.Mkdir(name, 0o700); err != nil {
+			return fmt.Errorf("make %s: %w", name, err)
+		}
+	}
+	d, err := s.root.Open(name)
+	if err != nil {
+		return fmt.Errorf("make %s: %w", name, err)
+	}
+	defer d.Close()
+	if err := a.give(d); err != nil {
+		return fmt.Errorf("make %s: %w", name, err)
+	}
+	s.dirs = append(s.dirs, name)
+	return nil
+}
+
+// WriteFile writes a new file into the stage, below folders made before.
+func (s *Stage) WriteFile(name string, data []byte, a Access) error {
+	f, err := s.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", name, err)
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = a.give(f)
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("write %s: %w", name, err)
+	}
+	s.files = append(s.files, name)
+	return nil
+}
+
+// give sets owner and mode on the descriptor, so that no name is looked up
+// twice. The owner first: a change of owner clears mode bits.
+func (a Access) give(f *os.File) error {
+	if os.Geteuid() == 0 {
+		if err := f.Chown(a.UID, a.GID); err != nil {
+			return err
+		}
+	}
+	return f.Chmod(a.Mode)
+}
+
+// Promote makes the stage durable and moves it, in one rename, to its place
+// among the workers. It ends the stage. A folder that is already there is a
+// worker.ErrConflict.
+func (s *Stage) Promote() error {
+	defer s.root.Close()
+	if err := s.sync(); err != nil {
+		return fmt.Errorf("promote stage of %s: %w", s.serial, err)
+	}
+	from, to := path.Join(staging, string(s.serial)), path.Join(instances, string(s.serial))
+	// A rename onto an empty folder would succeed.
+	if _, err := s.store.root.Lstat(to); err == nil {
+		return fmt.Errorf("promote stage of %s: %w: the worker has a folder already", s.serial, worker.ErrConflict)
+	}
+	if err := s.store.root.Rename(from, to); err != nil {
+		return fmt.Errorf("promote stage of %s: %w", s.serial, err)
+	}
+	if err := s.store.syncParents(); err != nil {
+		return fmt.Errorf("promote stage of %s: %w", s.serial, err)
+	}
+	return nil
+}
+
+// sync makes files and folders durable, several at a time: the file system
+// commits them together.
+func (s *Stage) sync() error {
+	const together = 8
+	var g errgroup.Group
+	g.SetLimit(together)
+	for _, names := range [][]string{s.files, s.dirs, {"."}} {
+		for _, name := range names {
+			g.Go(func() error { return syncDir(s.root, name) })
+		}
+	}
+	return g.Wait()
+}

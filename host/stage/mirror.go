@@ -1,0 +1,51 @@
+package stage
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"path/filepath"
+
+	"github.com/google/renameio/v2"
+
+	"github.com/dals-host/dals-host/host/worker"
+)
+
+// WriteMirror writes instances/worker_<serial>.json, when it does not say the
+// same already. The registry is the truth; this is for people and scripts.
+func (s *Store) WriteMirror(serial worker.Serial, json []byte) error {
+	name, err := mirror(serial)
+	if err != nil {
+		return err
+	}
+	if old, err := s.root.ReadFile(name); err == nil && bytes.Equal(old, json) {
+		return nil
+	}
+	err = renameio.WriteFile(filepath.Join(s.dir, name), json, 0o600, renameio.WithTempDir(filepath.Join(s.dir, staging)))
+	if err != nil {
+		return fmt.Errorf("write mirror of %s: %w", serial, err)
+	}
+	return nil
+}
+
+// RemoveMirror removes instances/worker_<serial>.json.
+func (s *Store) RemoveMirror(serial worker.Serial) error {
+	name, err := mirror(serial)
+	if err != nil {
+		return err
+	}
+	if err := s.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove mirror of %s: %w", serial, err)
+	}
+	return nil
+}
+
+func mirror(serial worker.Serial) (string, error) {
+	name, err := promoted(serial)
+	if err != nil {
+		return "", err
+	}
+	return path.Join(path.Dir(name), "worker_"+path.Base(name)+".json"), nil
+}
