@@ -1,0 +1,52 @@
+package ports
+
+import (
+	"bytes"
+	"fmt"
+	"time"
+)
+
+// Health is what the host knows of a worker, as its port shows it.
+type Health struct {
+	Live           bool // heartbeats arrive
+	Ready          bool // live, and its vault is whole: it takes envelopes
+	IdentityJSON   []byte
+	VaultIntegrity bool
+	LastHeartbeat  time.Time // zero before the first
+	Missed         int       // heartbeats, in a row
+	Restarts       int
+	TasksInFlight  uint32
+	TasksDone      uint64 // since the worker's process began
+	TasksFailed    uint64 // since the worker's process began
+	RSSBytes       uint64
+}
+
+// metrics are the numbers in Prometheus' text format. There are no labels: a
+// port is one worker, and /identity says which.
+func (h Health) metrics() []byte {
+	var b bytes.Buffer
+	metric := func(name, kind, help string, value any) {
+		fmt.Fprintf(&b, "# HELP %s %s\n# TYPE %s %s\n%s %v\n", name, help, name, kind, name, value)
+	}
+	metric("dals_worker_live", "gauge", "Whether heartbeats arrive.", number(h.Live))
+	metric("dals_worker_ready", "gauge", "Whether the worker takes envelopes.", number(h.Ready))
+	metric("dals_worker_vault_integrity", "gauge", "Whether manifest and vault are whole.", number(h.VaultIntegrity))
+	if !h.LastHeartbeat.IsZero() {
+		metric("dals_worker_heartbeat_timestamp_seconds", "gauge", "When the last heartbeat arrived.",
+			fmt.Sprintf("%.3f", float64(h.LastHeartbeat.UnixMilli())/1000))
+	}
+	metric("dals_worker_heartbeats_missed", "gauge", "Heartbeats missed in a row.", h.Missed)
+	metric("dals_worker_restarts_total", "counter", "Restarts by the host.", h.Restarts)
+	metric("dals_worker_tasks_in_flight", "gauge", "Tasks being worked on.", h.TasksInFlight)
+	metric("dals_worker_tasks_done_total", "counter", "Tasks done since the process began.", h.TasksDone)
+	metric("dals_worker_tasks_failed_total", "counter", "Tasks failed since the process began.", h.TasksFailed)
+	metric("dals_worker_resident_memory_bytes", "gauge", "Resident memory.", h.RSSBytes)
+	return b.Bytes()
+}
+
+func number(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
