@@ -20,12 +20,12 @@ const glyphMarks = " .o+=*BOX@%&#/^SE"
 // frames it, rows joined by newlines.
 func Glyph(public ed25519.PublicKey) string {
 	digest := sha256.Sum256(public)
-	return drawWalk(digest[:], "[ED25519 256]", "[SHA256]")
+	return drawWalk(digest[:])
 }
 
 // drawWalk draws the bishop's walk over digest: two bits a step, low bits
 // first; bit 0 moves right, bit 1 moves down; the walls stop him.
-func drawWalk(digest []byte, title, foot string) string {
+func drawWalk(digest []byte) string {
 	var field [glyphHeight][glyphWidth]int
 	x, y := glyphWidth/2, glyphHeight/2
 	for _, b := range digest {
@@ -39,7 +39,7 @@ func drawWalk(digest []byte, title, foot string) string {
 	field[glyphHeight/2][glyphWidth/2] = len(glyphMarks) - 2
 	field[y][x] = len(glyphMarks) - 1
 
-	rows := []string{frame(title)}
+	rows := []string{frame("[ED25519 256]")}
 	for _, line := range field {
 		row := make([]byte, glyphWidth)
 		for i, visits := range line {
@@ -47,7 +47,7 @@ func drawWalk(digest []byte, title, foot string) string {
 		}
 		rows = append(rows, "|"+string(row)+"|")
 	}
-	return strings.Join(append(rows, frame(foot)), "\n")
+	return strings.Join(append(rows, frame("[SHA256]")), "\n")
 }
 
 // frame centres a caption in the border; an odd place goes to the right.

@@ -29,6 +29,9 @@ func WorkerTLS(certPEM, keyPEM, caPEM []byte, hostID string) (*tls.Config, error
 	if err != nil {
 		return nil, fmt.Errorf("read ca: %w", err)
 	}
+	if bundle.Empty() {
+		return nil, errors.New("read ca: no certificate")
+	}
 	svid, err := x509svid.Parse(certPEM, keyPEM)
 	if err != nil {
 		return nil, fmt.Errorf("read worker certificate: %w", err)
