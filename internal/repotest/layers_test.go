@@ -31,7 +31,7 @@ var layers = slices.Concat(
 	each([]string{"forge", "gate", "broker", "supervise", "control", "dashboard"}, mechanisms,
 		"siblings above the mechanisms declare what they need as interfaces; host joins them"),
 	[]layer{
-		{"host", []string{"host/..."}, "the composition root joins everything in the host; only commands stand above it"},
+		{"host", []string{"host/...", "sdk/..."}, "the composition root joins everything in the host; only commands stand above it"},
 		{"cmd/...", []string{"cmd/...", "host", "host/worker", "sdk/...", "internal/..."}, "a command is flags, one call and print"},
 		{"plugins/...", []string{"sdk/..."}, "what our own plugins can do, a stranger's can: the public road only"},
 		{"sdk/...", []string{"sdk/..."}, "plugin authors depend on the sdk, never on the host"},
@@ -45,7 +45,7 @@ var mechanisms = []string{"host/registry", "host/record", "host/stage", "host/ke
 var everywhere = []string{"host/worker", "host/internal/...", "sdk/..."}
 
 func launcher(name string) []string {
-	return slices.Concat([]string{"host/launch", "host/launch/" + name + "/..."}, everywhere)
+	return slices.Concat([]string{"host/launch", "host/launch/internal/...", "host/launch/" + name + "/..."}, everywhere)
 }
 
 // each gives every named package of the host the right to import itself (what
