@@ -1,0 +1,101 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	workerv1 "github.com/dals-host/dals-host/sdk/proto/worker/v1"
+)
+
+type exchangeStream = grpc.BidiStreamingServer[workerv1.ExchangeRequest, workerv1.ExchangeResponse]
+
+// Exchange carries deliveries in and results out, until either end goes or a
+// newer Exchange replaces it. No task ends with it. When a host stops sending,
+// the Exchange is over for it.
+func (r *runner) Exchange(stream exchangeStream) error {
+	out := newOutbox()
+	r.desk.attach(out, r.worker.identity.WorkerSerial)
+	defer r.desk.detach(out)
+	r.worker.log.Info("exchange opened")
+	ended := make(chan error, 2)
+	r.streams.Go(func() { ended <- r.receive(stream) })
+	r.streams.Go(func() { ended <- r.send(stream, out) })
+	select {
+	case err := <-ended:
+		return err
+	case <-out.replaced:
+		return status.Error(codes.Aborted, "a newer exchange has replaced this one")
+	}
+}
+
+// receive takes in what the host sends. The host closing its side is no error.
+func (r *runner) receive(stream exchangeStream) error {
+	for {
+		request, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		switch frame := request.GetFrame().(type) {
+		case *workerv1.ExchangeRequest_Delivery:
+			r.accept(frame.Delivery)
+		case *workerv1.ExchangeRequest_Receipt:
+			r.desk.receipt(attemptOf(frame.Receipt))
+		case *workerv1.ExchangeRequest_Cancel:
+			r.desk.cancel(attemptOf(frame.Cancel))
+		default:
+			r.worker.log.Warn("ignored a frame that is not known")
+		}
+	}
+}
+
+// send is the only one that writes to the stream.
+func (r *runner) send(stream exchangeStream, out *outbox) error {
+	for {
+		next, ok, closed := out.pop()
+		switch {
+		case ok:
+			if err := r.sendItem(stream, next); err != nil {
+				return err
+			}
+		case closed:
+			return nil
+		default:
+			if err := wait(stream.Context(), out.wake); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (r *runner) sendItem(stream exchangeStream, next item) error {
+	if next.frame != nil {
+		return stream.Send(next.frame)
+	}
+	result, err := r.desk.results.load(next.kept)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // receipted, or dropped, while it waited
+	}
+	if err != nil {
+		r.worker.log.Error("could not offer a result", "envelope", next.kept.id, "attempt", next.kept.n, "error", err)
+		return nil
+	}
+	return stream.Send(resultFrame(result))
+}
+
+func wait(ctx context.Context, wake <-chan struct{}) error {
+	select {
+	case <-wake:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

@@ -1,0 +1,207 @@
+package sdk
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/hashicorp/go-hclog"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/dals-host/dals-host/sdk/envelope"
+	workerv1 "github.com/dals-host/dals-host/sdk/proto/worker/v1"
+)
+
+// How much the kept results of one worker may be.
+const (
+	maxKept      = 256
+	maxKeptBytes = 64 << 20
+)
+
+// attempt names one delivery of one envelope.
+type attempt struct {
+	id string
+	n  uint32
+}
+
+func attemptOf(a *workerv1.Attempt) attempt { return attempt{id: a.GetEnvelopeId(), n: a.GetAttempt()} }
+
+func (a attempt) proto() *workerv1.Attempt {
+	return &workerv1.Attempt{EnvelopeId: a.id, Attempt: a.n}
+}
+
+func (a attempt) file() string { return fmt.Sprintf("%s/%s.%d", resultsDir, a.id, a.n) }
+
+// parseAttempt reads the name of a kept result's file.
+func parseAttempt(name string) (attempt, bool) {
+	id, number, _ := strings.Cut(name, ".")
+	n, err := strconv.ParseUint(number, 10, 32)
+	a := attempt{id: id, n: uint32(n)}
+	parsed, idErr := uuid.Parse(id)
+	ok := err == nil && idErr == nil && parsed.String() == id && path.Base(a.file()) == name
+	return a, ok
+}
+
+// results are the signed results that the host has not yet receipted, one file
+// each. Files survive the end of the process; they are not forced to disk,
+// because a result that a power cut takes is one of a host that was cut off too,
+// and a torn file is known by its signature. write and load may be called at any
+// time; the rest keeps the index and is guarded by the desk's lock.
+type results struct {
+	root  *os.Root
+	log   hclog.Logger
+	kept  []keptResult // oldest first
+	bytes int64
+}
+
+type keptResult struct {
+	attempt attempt
+	size    int64
+}
+
+// openResults finds the results that an earlier process kept. What is no result
+// of this worker is left alone and logged.
+func openResults(f *folder, log hclog.Logger) (*results, error) {
+	if err := f.root.MkdirAll(resultsDir, 0o700); err != nil {
+		return nil, fmt.Errorf("open results: %w", err)
+	}
+	entries, err := fs.ReadDir(f.root.FS(), resultsDir)
+	if err != nil {
+		return nil, fmt.Errorf("open results: %w", err)
+	}
+	r := &results{root: f.root, log: log}
+	type found struct {
+		keptResult
+		at time.Time
+	}
+	var all []found
+	for _, entry := range entries {
+		k, at, err := r.inspect(f, entry)
+		if err != nil {
+			log.Warn("ignored a file among the results", "file", entry.Name(), "error", err)
+			continue
+		}
+		all = append(all, found{keptResult: k, at: at})
+	}
+	slices.SortStableFunc(all, func(a, b found) int { return a.at.Compare(b.at) })
+	for _, k := range all {
+		r.add(k.attempt, k.size)
+	}
+	return r, nil
+}
+
+// inspect says which result a file holds, and since when.
+func (r *results) inspect(f *folder, entry fs.DirEntry) (keptResult, time.Time, error) {
+	a, ok := parseAttempt(entry.Name())
+	info, err := entry.Info()
+	switch {
+	case err != nil:
+		return keptResult{}, time.Time{}, err
+	case !ok || !info.Mode().IsRegular():
+		return keptResult{}, time.Time{}, errors.New("not a result")
+	case info.Size() > maxResultFile:
+		return keptResult{}, time.Time{}, errors.New("too large for a result")
+	}
+	e, err := r.load(a)
+	if err != nil {
+		return keptResult{}, time.Time{}, err
+	}
+	h, err := envelope.Parse(e)
+	if err != nil {
+		return keptResult{}, time.Time{}, err
+	}
+	if err := envelope.Verify(e, h, f.identity.PublicKey); err != nil {
+		return keptResult{}, time.Time{}, err
+	}
+	if h.InReplyTo != a.id || h.Attempt != a.n {
+		return keptResult{}, time.Time{}, errors.New("the result of another attempt")
+	}
+	return keptResult{attempt: a, size: info.Size()}, info.ModTime(), nil
+}
+
+// maxResultFile is the largest marshalled result.
+const maxResultFile = envelope.MaxPayload + envelope.MaxHeader + 1<<10
+
+// write puts a result on disk and says how large it is there. Only one task
+// ever writes the result of an attempt.
+func (r *results) write(a attempt, e *workerv1.Envelope) (int64, error) {
+	data, err := proto.Marshal(e)
+	if err != nil {
+		return 0, fmt.Errorf("marshal result: %w", err)
+	}
+	if err := r.root.WriteFile(a.file(), data, 0o600); err != nil {
+		return 0, errors.Join(fmt.Errorf("keep result: %w", err), r.unlink(a))
+	}
+	return int64(len(data)), nil
+}
+
+// load reads a result back.
+func (r *results) load(a attempt) (*workerv1.Envelope, error) {
+	data, err := r.root.ReadFile(a.file())
+	if err != nil {
+		return nil, fmt.Errorf("load result: %w", err)
+	}
+	e := &workerv1.Envelope{}
+	if err := proto.Unmarshal(data, e); err != nil {
+		return nil, fmt.Errorf("load result: %w", err)
+	}
+	return e, nil
+}
+
+// add indexes a result that has been written, and drops the oldest where there
+// are too many.
+func (r *results) add(a attempt, size int64) {
+	r.kept = append(r.kept, keptResult{attempt: a, size: size})
+	r.bytes += size
+	for len(r.kept) > maxKept || r.bytes > maxKeptBytes {
+		oldest := r.kept[0].attempt
+		r.log.Error("dropped the oldest result: the host has not taken it", "envelope", oldest.id, "attempt", oldest.n)
+		r.remove(oldest)
+	}
+}
+
+// remove forgets a result. One that is not there is no error.
+func (r *results) remove(a attempt) {
+	i := slices.IndexFunc(r.kept, func(k keptResult) bool { return k.attempt == a })
+	if i < 0 {
+		return
+	}
+	r.bytes -= r.kept[i].size
+	r.kept = slices.Delete(r.kept, i, i+1)
+	if err := r.unlink(a); err != nil {
+		r.log.Warn("left a result that is no longer needed", "error", err)
+	}
+}
+
+func (r *results) unlink(a attempt) error {
+	if err := r.root.Remove(a.file()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove result: %w", err)
+	}
+	return nil
+}
+
+func (r *results) has(a attempt) bool {
+	return slices.ContainsFunc(r.kept, func(k keptResult) bool { return k.attempt == a })
+}
+
+// attempts are the kept ones, oldest first.
+func (r *results) attempts() []attempt {
+	all := make([]attempt, len(r.kept))
+	for i, k := range r.kept {
+		all[i] = k.attempt
+	}
+	return all
+}
+
+// compareAttempts orders attempts for a stable Hello.
+func compareAttempts(a, b attempt) int {
+	return cmp.Or(cmp.Compare(a.id, b.id), cmp.Compare(a.n, b.n))
+}

@@ -1,0 +1,176 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"regexp"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"golang.org/x/mod/semver"
+)
+
+// Type is a worker type: what a plugin binary provides. Give it to Serve.
+type Type struct {
+	// Name is the worker type, in every kind and in the binary's name
+	// dals-worker-<name>: 1 to 32 lower-case letters, digits or '_', starting
+	// with a letter.
+	Name string
+	// Version is a semantic version without a leading v, as in 1.0.0. Change it
+	// with every change of the binary: a host refuses other bytes under a
+	// version that it knows.
+	Version string
+	// Family is two capital letters, part of every serial.
+	Family string
+	// Summary is one line for people.
+	Summary string
+	// Config is a pointer to a struct that holds the defaults, or nil when there
+	// is nothing to configure. In a worker its config.json is decoded over them
+	// before Open. A field with a default that is not zero may be left out by
+	// who forges; so may one marked omitempty or omitzero; all others must be given.
+	Config any
+	// Tasks are what workers of this type can do, at least one.
+	Tasks []Task
+	// Resources are what one worker needs.
+	Resources Resources
+	// Capabilities are asked for here and granted at forging.
+	Capabilities []string
+	// Open, when not nil, runs in a worker once Config is read and before the
+	// first task. ctx ends with the worker. An error ends the worker.
+	Open func(ctx context.Context, w *Worker) error
+	// Close, when not nil, runs after the last task when a worker ends in good
+	// order. A worker may also be killed: never rely on it.
+	Close func() error
+}
+
+// Resources are what one worker needs; zero means the host's default.
+type Resources struct {
+	MemoryBytes int64
+	CPUMillis   int64 // thousandths of one core
+	PIDs        int64
+}
+
+var (
+	typeForm   = regexp.MustCompile(`^[a-z][a-z0-9_]{0,31}$`)
+	familyForm = regexp.MustCompile(`^[A-Z]{2}$`)
+	verbForm   = regexp.MustCompile(`^[a-z][a-z0-9_]{0,63}$`)
+)
+
+// The longest texts that a descriptor may carry, in bytes.
+const (
+	maxSummary    = 200
+	maxCapability = 200
+	maxSchema     = 64 << 10
+)
+
+// checkedType is a Type that is fit to be served.
+type checkedType struct {
+	Type
+	kinds  map[string]Task
+	config schema
+}
+
+// check says everything that is wrong with t at once: its author wants to mend
+// it in one go.
+func (t Type) check() (*checkedType, error) {
+	c := &checkedType{Type: t, kinds: make(map[string]Task, len(t.Tasks))}
+	faults := []error{t.checkNames(), t.checkNeeds(), c.addTasks()}
+	var err error
+	if c.config, err = configSchema(t.Config); err != nil {
+		faults = append(faults, fmt.Errorf("config: %w", err))
+	}
+	if err := errors.Join(faults...); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func (t Type) checkNames() error {
+	var faults []error
+	if !typeForm.MatchString(t.Name) {
+		faults = append(faults, fmt.Errorf("name %q: use 1 to 32 lower-case letters, digits or '_', starting with a letter", t.Name))
+	}
+	if v := "v" + t.Version; semver.Canonical(v)+semver.Build(v) != v || v == "v" {
+		faults = append(faults, fmt.Errorf("version %q: use a semantic version without a leading v, as in 1.0.0", t.Version))
+	}
+	if !familyForm.MatchString(t.Family) {
+		faults = append(faults, fmt.Errorf("family %q: use two capital letters, as in TP", t.Family))
+	}
+	if err := checkLine(t.Summary, maxSummary); err != nil {
+		faults = append(faults, fmt.Errorf("summary: %w", err))
+	}
+	return errors.Join(faults...)
+}
+
+func (t Type) checkNeeds() error {
+	var faults []error
+	if r := t.Resources; r.MemoryBytes < 0 || r.CPUMillis < 0 || r.PIDs < 0 {
+		faults = append(faults, errors.New("resources: below zero"))
+	}
+	seen := make(map[string]bool, len(t.Capabilities))
+	for _, name := range t.Capabilities {
+		if err := checkLine(name, maxCapability); err != nil {
+			faults = append(faults, fmt.Errorf("capability %q: %w", name, err))
+		}
+		if seen[name] {
+			faults = append(faults, fmt.Errorf("capability %q: asked for twice", name))
+		}
+		seen[name] = true
+	}
+	return errors.Join(faults...)
+}
+
+// addTasks checks the tasks and indexes them by kind.
+func (c *checkedType) addTasks() error {
+	if len(c.Tasks) == 0 {
+		return errors.New("tasks: there are none")
+	}
+	var faults []error
+	for _, task := range c.Tasks {
+		verb, ok := strings.CutPrefix(task.Kind, c.Name+".")
+		switch _, twice := c.kinds[task.Kind]; {
+		case !ok || !verbForm.MatchString(verb):
+			faults = append(faults, fmt.Errorf("task %q: a kind is %q and a verb of lower-case letters, digits or '_'", task.Kind, c.Name+"."))
+		case twice:
+			faults = append(faults, fmt.Errorf("task %q: given twice", task.Kind))
+		}
+		if err := checkLine(task.Summary, maxSummary); err != nil {
+			faults = append(faults, fmt.Errorf("task %q: summary: %w", task.Kind, err))
+		}
+		if task.err != nil {
+			faults = append(faults, fmt.Errorf("task %q: %w", task.Kind, task.err))
+		} else if task.prepare == nil {
+			faults = append(faults, fmt.Errorf("task %q: make tasks with sdk.Func or sdk.Process", task.Kind))
+		}
+		c.kinds[task.Kind] = task
+	}
+	return errors.Join(faults...)
+}
+
+// checkLine says whether s is one line of text that may be shown to people.
+func checkLine(s string, limit int) error {
+	switch {
+	case strings.TrimSpace(s) == "":
+		return errors.New("it is empty")
+	case len(s) > limit:
+		return fmt.Errorf("it has %d bytes, more than %d", len(s), limit)
+	case !utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl):
+		return errors.New("it is not one line of text")
+	}
+	return nil
+}
+
+// configStruct is the struct that config points to.
+func configStruct(config any) (reflect.Type, error) {
+	if config == nil {
+		return reflect.TypeFor[struct{}](), nil
+	}
+	v := reflect.ValueOf(config)
+	if v.Kind() != reflect.Pointer || v.IsNil() || v.Elem().Kind() != reflect.Struct {
+		return nil, fmt.Errorf("it is a %T, not a pointer to a struct that holds the defaults", config)
+	}
+	return v.Elem().Type(), nil
+}
