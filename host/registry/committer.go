@@ -3,15 +3,11 @@ package registry
 import (
 	"context"
 	"database/sql"
-	"database/sql/driver"
 	"errors"
-	"fmt"
 	"sync"
 	"sync/atomic"
 
 	"github.com/hashicorp/go-hclog"
-
-	"github.com/dals-host/dals-host/host/registry/sqlcgen"
 )
 
 // maxGroup is how many closures share a transaction at most, so that the first
@@ -41,28 +37,52 @@ type committer struct {
 	line *line // the goroutine's alone; nil after a failure
 }
 
-// line is the writer's connection with its statements.
-type line struct {
-	conn                                                    *sql.Conn
-	queries                                                 *sqlcgen.Queries
-	begin, savepoint, release, rollbackTo, rollback, commit *sql.Stmt
-	next                                                    uint64 // the index of the next entry
+// newCommitter opens the file to write, checks and migrates it, and starts the
+// goroutine.
+func newCommitter(ctx context.Context, config Config, committed chan<- struct{}) (*committer, error) {
+	db, err := connections(config.Path, writing)
+	if err != nil {
+		return nil, err
+	}
+	c := &committer{
+		db: db, logger: config.Logger, committed: committed,
+		stopped: make(chan struct{}), wake: make(chan struct{}, 1),
+	}
+	if err := c.start(ctx); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return c, nil
 }
 
-func newCommitter(db *sql.DB, committed chan<- struct{}, logger hclog.Logger) (*committer, error) {
-	c := &committer{
-		db: db, logger: logger, committed: committed,
-		stopped: make(chan struct{}), wake: make(chan struct{}, 1),
+func (c *committer) start(ctx context.Context) error {
+	if err := check(ctx, c.db); err != nil {
+		return err
+	}
+	if err := migrate(ctx, c.db); err != nil {
+		return err
 	}
 	// Nothing may cancel a statement of the writer: a cancelled statement takes
 	// the transaction of everybody in the group with it.
-	ctx := context.Background()
+	ctx = context.WithoutCancel(ctx)
 	if err := c.connect(ctx); err != nil {
-		return nil, err
+		return err
 	}
 	c.size.Store(c.line.next)
 	go c.run(ctx)
-	return c, nil
+	return nil
+}
+
+// stop lets the closures that were accepted run, takes no more, and waits for
+// the goroutine.
+func (c *committer) stop() {
+	c.mu.Lock()
+	c.closed = true
+	signal(c.wake)
+	c.mu.Unlock()
+	<-c.stopped
+	if c.line != nil {
+		_ = c.line.conn.Close() // gives it back to the pool; a second time does nothing
+	}
 }
 
 // Update runs closure in the registry's next transaction and returns once that
@@ -115,19 +135,19 @@ func (c *committer) enqueue(req *request) bool {
 	return true
 }
 
-// take claims the closures that wait. The second result is false once no more
-// can come.
+// take claims the closures that wait, none only when the queue is empty. The
+// second result is false once no more can come.
 func (c *committer) take() ([]*request, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	n := min(len(c.queue), maxGroup)
-	taken := make([]*request, 0, n)
-	for _, req := range c.queue[:n] {
-		if req.claimed.CompareAndSwap(false, true) {
+	var taken []*request
+	for len(c.queue) > 0 && len(taken) < maxGroup {
+		if req := c.queue[0]; req.claimed.CompareAndSwap(false, true) {
 			taken = append(taken, req)
 		}
+		c.queue[0] = nil
+		c.queue = c.queue[1:]
 	}
-	c.queue = append(c.queue[:0:0], c.queue[n:]...)
 	return taken, !c.closed || len(c.queue) > 0
 }
 
@@ -141,152 +161,6 @@ func (c *committer) run(ctx context.Context) {
 			<-c.wake
 		}
 	}
-}
-
-// commit runs one group and tells its callers.
-func (c *committer) commit(ctx context.Context, group []*request) {
-	own, err := c.transact(ctx, group)
-	if err != nil {
-		c.disconnect(ctx)
-	} else {
-		c.size.Store(c.line.next)
-		signal(c.committed)
-	}
-	for i, req := range group {
-		if own[i] == nil {
-			own[i] = err
-		}
-		req.outcome <- own[i]
-	}
-}
-
-// transact runs the closures in one transaction. It returns what each closure
-// said for itself, and the error that failed them all.
-func (c *committer) transact(ctx context.Context, group []*request) ([]error, error) {
-	own := make([]error, len(group))
-	if err := c.connect(ctx); err != nil {
-		return own, fmt.Errorf("connect to registry: %w", err)
-	}
-	if err := exec(ctx, c.line.begin); err != nil {
-		return own, fmt.Errorf("begin transaction: %w", err)
-	}
-	b := &batch{first: c.line.next}
-	for i, req := range group {
-		var err error
-		if own[i], err = c.try(ctx, b, req.closure); err != nil {
-			return own, err
-		}
-	}
-	if err := b.store(ctx, c.line.queries); err != nil {
-		return own, fmt.Errorf("store entries: %w", err)
-	}
-	if err := exec(ctx, c.line.commit); err != nil {
-		return own, fmt.Errorf("commit transaction: %w", err)
-	}
-	c.line.next = b.next()
-	return own, nil
-}
-
-// try runs one closure in a savepoint. own is the closure's error, which undid
-// the savepoint; err means that the transaction is lost.
-func (c *committer) try(ctx context.Context, b *batch, closure func(*Tx) error) (own, err error) {
-	if err := exec(ctx, c.line.savepoint); err != nil {
-		return nil, fmt.Errorf("set savepoint: %w", err)
-	}
-	before := *b
-	tx := &Tx{ctx: ctx, q: c.line.queries, conn: c.line.conn, batch: b}
-	own = c.guard(tx, closure)
-	if tx.lost != nil {
-		return own, fmt.Errorf("transaction was aborted: %w", tx.lost)
-	}
-	tx.lost = errKept
-	if own != nil {
-		*b = before
-		if err := exec(ctx, c.line.rollbackTo); err != nil {
-			return own, fmt.Errorf("roll back to savepoint: %w", err)
-		}
-	}
-	if err := exec(ctx, c.line.release); err != nil {
-		return own, fmt.Errorf("release savepoint: %w", err)
-	}
-	return own, nil
-}
-
-// guard makes a panic of the closure its error.
-func (c *committer) guard(tx *Tx, closure func(*Tx) error) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			c.logger.Error("update panicked", "panic", p, "stack", hclog.Stacktrace())
-			err = fmt.Errorf("update registry: panic: %v", p)
-		}
-	}()
-	return closure(tx)
-}
-
-// connect makes the writer's connection, where there is none.
-func (c *committer) connect(ctx context.Context) error {
-	if c.line != nil {
-		return nil
-	}
-	conn, err := c.db.Conn(ctx)
-	if err != nil {
-		return fault(err)
-	}
-	l := &line{conn: conn}
-	if err := l.prepare(ctx); err != nil {
-		return errors.Join(fault(err), conn.Close())
-	}
-	c.line = l
-	return nil
-}
-
-func (l *line) prepare(ctx context.Context) (err error) {
-	for _, s := range []struct {
-		stmt **sql.Stmt
-		text string
-	}{
-		{&l.begin, "BEGIN IMMEDIATE"}, {&l.commit, "COMMIT"}, {&l.rollback, "ROLLBACK"},
-		{&l.savepoint, "SAVEPOINT closure"}, {&l.release, "RELEASE closure"}, {&l.rollbackTo, "ROLLBACK TO closure"},
-	} {
-		if *s.stmt, err = l.conn.PrepareContext(ctx, s.text); err != nil {
-			return err
-		}
-	}
-	if l.queries, err = sqlcgen.Prepare(ctx, l.conn); err != nil {
-		return err
-	}
-	l.next, err = size(ctx, l.queries)
-	return err
-}
-
-// disconnect drops the connection after a failed group: whatever state SQLite
-// left it in, and whatever became of a failed commit, the next group starts
-// from what is in the file.
-func (c *committer) disconnect(ctx context.Context) {
-	if c.line == nil {
-		return
-	}
-	_ = exec(ctx, c.line.rollback) // closing would do it, but only after the checkpoint
-	_ = c.line.conn.Raw(func(any) error { return driver.ErrBadConn })
-	_ = c.line.conn.Close()
-	c.line = nil
-}
-
-func (c *committer) close() error {
-	c.mu.Lock()
-	c.closed = true
-	signal(c.wake)
-	c.mu.Unlock()
-	<-c.stopped
-	if c.line != nil {
-		_ = c.line.conn.Close() // closed before, or handed to the pool that closes it
-	}
-	return c.db.Close()
-}
-
-func exec(ctx context.Context, stmt *sql.Stmt) error {
-	_, err := stmt.ExecContext(ctx)
-	return fault(err)
 }
 
 // signal leaves a value in a channel of one, where there is none yet.

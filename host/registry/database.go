@@ -53,9 +53,9 @@ func create(path string) error {
 	return errors.Join(dir.Sync(), dir.Close())
 }
 
-// database is a pool of connections to an existing file. It never makes one: a
-// registry that is gone must not come back empty.
-func database(path string, a access) (*sql.DB, error) {
+// connections is a pool of connections to an existing file. It never makes one:
+// a registry that is gone must not come back empty.
+func connections(path string, a access) (*sql.DB, error) {
 	absolute, err := filepath.Abs(path)
 	if err != nil {
 		return nil, err

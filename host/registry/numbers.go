@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
@@ -104,15 +105,13 @@ func (tx *Tx) QuarantineUID(uid int, until time.Time) error {
 }
 
 // PortTaken says whether a worker that is not retired has the port, or it is in
-// quarantine. A database error is answered with true; the transaction is lost
-// then, and Update says why.
-func (tx *Tx) PortTaken(port int) bool {
-	taken := int64(1)
-	err := tx.do(fmt.Sprintf("look up port %d", port), func() (err error) {
-		taken, err = tx.q.PortTaken(tx.ctx, sqlcgen.PortTakenParams{Port: port, Now: millis(tx.now())})
-		return err
-	})
-	return err != nil || taken != 0
+// quarantine.
+func (r *Registry) PortTaken(ctx context.Context, port int) (bool, error) {
+	taken, err := r.read.PortTaken(ctx, sqlcgen.PortTakenParams{Port: port, Now: millis(time.Now())})
+	if err != nil {
+		return false, fmt.Errorf("look up port %d: %w", port, fault(err))
+	}
+	return taken != 0, nil
 }
 
 // QuarantinePort keeps a port from being used again before a time.

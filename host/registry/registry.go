@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -23,7 +24,7 @@ type Config struct {
 type Registry struct {
 	committer *committer // nil where the registry was opened to read
 	committed chan struct{}
-	pool      *sql.DB // readers
+	pool      *sql.DB // of readers
 	read      *sqlcgen.Queries
 }
 
@@ -34,73 +35,53 @@ func Open(ctx context.Context, c Config) (*Registry, error) {
 	if c.Logger == nil {
 		c.Logger = hclog.NewNullLogger()
 	}
-	r, err := open(ctx, c)
-	if err != nil {
-		return nil, fmt.Errorf("open registry %s: %w", c.Path, err)
+	r := &Registry{committed: make(chan struct{}, 1)}
+	if err := r.open(ctx, c); err != nil {
+		return nil, fmt.Errorf("open registry: %w", err)
 	}
 	return r, nil
 }
 
-func open(ctx context.Context, c Config) (_ *Registry, err error) {
+func (r *Registry) open(ctx context.Context, c Config) (err error) {
 	if err := create(c.Path); err != nil {
-		return nil, worker.Hint(err, "the host's user must own the data folder and be able to write to it")
+		return worker.Hint(err, "the host's user must own the data folder and be able to write to it")
 	}
-	db, err := database(c.Path, writing)
-	if err != nil {
-		return nil, err
+	if r.committer, err = newCommitter(ctx, c, r.committed); err != nil {
+		return err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, db.Close())
-		}
-	}()
-	if err := check(ctx, db); err != nil {
-		return nil, err
+	if err := r.openPool(ctx, c.Path); err != nil {
+		r.committer.stop()
+		return errors.Join(err, r.committer.db.Close())
 	}
-	if err := migrate(ctx, db); err != nil {
-		return nil, err
-	}
-	r, err := openPool(ctx, c.Path)
-	if err != nil {
-		return nil, err
-	}
-	if r.committer, err = newCommitter(db, r.committed, c.Logger); err != nil {
-		return nil, errors.Join(err, r.pool.Close())
-	}
-	return r, nil
+	return nil
 }
 
 // OpenReadOnly opens an existing registry to read, also while a host has it
-// open. Update is worker.ErrUnavailable on it, and Committed never receives.
+// open. It checks the file as Open does. Update is worker.ErrUnavailable on it,
+// and Committed never receives.
 func OpenReadOnly(ctx context.Context, path string) (*Registry, error) {
-	r, err := openReadOnly(ctx, path)
+	r := &Registry{committed: make(chan struct{}, 1)}
+	_, err := os.Stat(path)
+	if err == nil {
+		err = r.openPool(ctx, path, check, checkSchema)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("open registry %s: %w", path, err)
+		return nil, fmt.Errorf("open registry: %w", err)
 	}
 	return r, nil
 }
 
-func openReadOnly(ctx context.Context, path string) (_ *Registry, err error) {
-	r := &Registry{committed: make(chan struct{}, 1)}
-	if r.pool, err = database(path, reading); err != nil {
-		return nil, err
+// openPool makes the readers' connections and, once all checks passed, their
+// statements.
+func (r *Registry) openPool(ctx context.Context, path string, checks ...func(context.Context, *sql.DB) error) (err error) {
+	if r.pool, err = connections(path, reading); err != nil {
+		return err
 	}
-	if err := errors.Join(check(ctx, r.pool), checkSchema(ctx, r.pool)); err != nil {
-		return nil, errors.Join(err, r.pool.Close())
+	for _, check := range checks {
+		if err := check(ctx, r.pool); err != nil {
+			return errors.Join(err, r.pool.Close())
+		}
 	}
-	return r, r.prepare(ctx)
-}
-
-func openPool(ctx context.Context, path string) (_ *Registry, err error) {
-	r := &Registry{committed: make(chan struct{}, 1)}
-	if r.pool, err = database(path, reading); err != nil {
-		return nil, err
-	}
-	return r, r.prepare(ctx)
-}
-
-// prepare makes the read statements, or closes the pool.
-func (r *Registry) prepare(ctx context.Context) (err error) {
 	if r.read, err = sqlcgen.Prepare(ctx, r.pool); err != nil {
 		return errors.Join(fault(err), r.pool.Close())
 	}
@@ -110,18 +91,20 @@ func (r *Registry) prepare(ctx context.Context) (err error) {
 // Close waits for the closures that Update has accepted and closes the file.
 // Later Updates return ErrClosed. Closing twice does nothing.
 func (r *Registry) Close() error {
-	var err error
-	if r.committer != nil {
-		err = r.committer.close()
+	if r.committer == nil {
+		return r.pool.Close()
 	}
-	if err = errors.Join(err, r.pool.Close()); err != nil {
+	r.committer.stop()
+	// The last connection to close takes the write-ahead log into the file and
+	// away. That must be the writer: readers may not.
+	if err := errors.Join(r.pool.Close(), r.committer.db.Close()); err != nil {
 		return fmt.Errorf("close registry: %w", err)
 	}
 	return nil
 }
 
-// Committed receives after commits, coalesced: one value may stand for many. It
-// is one channel for one receiver.
+// Committed receives after commits that appended entries, coalesced: one value
+// may stand for many. It is one channel, for one receiver.
 func (r *Registry) Committed() <-chan struct{} { return r.committed }
 
 // SetMeta keeps a value under a key, in place of the one before.

@@ -7,12 +7,8 @@ import (
 	"path/filepath"
 	"testing"
 
-	"go.uber.org/goleak"
-
 	"github.com/dals-host/dals-host/host/worker"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // openTest opens a registry in a folder of its own.
 func openTest(t testing.TB) *Registry {
