@@ -1,0 +1,301 @@
+package forge
+
+import (
+	"context"
+	"crypto/sha256"
+	"debug/buildinfo"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"github.com/dals-host/dals-host/host/keyring"
+	"github.com/dals-host/dals-host/host/launch"
+	"github.com/dals-host/dals-host/host/record"
+	"github.com/dals-host/dals-host/host/registry"
+	"github.com/dals-host/dals-host/host/stage"
+	"github.com/dals-host/dals-host/host/worker"
+	"github.com/dals-host/dals-host/sdk/identity"
+	"github.com/dals-host/dals-host/sdk/manifest"
+	"github.com/dals-host/dals-host/sdk/vault"
+)
+
+// allocate gives the worker its numbers and writes the row that is the journal
+// of this forge. The port is bound first: what the kernel gave us nobody else
+// can have.
+func (f *Forge) allocate(ctx context.Context, j *job) error {
+	listener, err := f.Ports.Bind(ctx)
+	if err != nil {
+		return err
+	}
+	j.listener, j.worker.Port = listener, listener.Port()
+	j.worker.CreatedAt = time.Now().UTC().Truncate(time.Millisecond)
+	// Not the caller's context: whether the row was written must be known.
+	return f.Registry.Update(context.WithoutCancel(ctx), func(tx *registry.Tx) error {
+		return f.allocateIn(tx, &j.worker)
+	})
+}
+
+// allocateIn is the part of the allocation that the registry decides.
+func (f *Forge) allocateIn(tx *registry.Tx, w *worker.Worker) (err error) {
+	if w.Serial, err = tx.AllocateSerial(w.Model); err != nil {
+		return fmt.Errorf("allocate serial: %w", err)
+	}
+	if w.LedgerCode, err = tx.AllocateLedgerCode(w.ClassCode); err != nil {
+		return fmt.Errorf("allocate ledger code: %w", err)
+	}
+	w.UID = f.OwnUID
+	if f.UIDs.High > 0 {
+		if w.UID, err = tx.AllocateUID(f.UIDs.Low, f.UIDs.High); err != nil {
+			return fmt.Errorf("allocate uid: %w", err)
+		}
+	}
+	return tx.InsertWorker(*w)
+}
+
+// release gives the numbers back as far as they can be: the row goes, the
+// ledger code is recorded as void, counters only go up.
+func (f *Forge) release(ctx context.Context, j *job) error {
+	if j.listener != nil {
+		defer j.listener.Close()
+	}
+	if j.worker.Serial == "" {
+		return nil
+	}
+	entry, err := record.Entry{At: time.Now(), Kind: record.Void, Worker: record.FieldsOf(j.worker), Reason: reasonOf(j.why)}.Encode()
+	if err != nil {
+		return err
+	}
+	return f.Registry.Update(ctx, func(tx *registry.Tx) error {
+		_, err := tx.Worker(j.worker.Serial)
+		if errors.Is(err, worker.ErrNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := tx.DeleteWorker(j.worker.Serial); err != nil {
+			return err
+		}
+		_, err = tx.Append(entry)
+		return err
+	})
+}
+
+// maxReason keeps a worker's or a launcher's long story out of the record.
+const maxReason = 1000
+
+func reasonOf(err error) string {
+	text := err.Error()
+	return text[:min(len(text), maxReason)]
+}
+
+func (f *Forge) openStage(_ context.Context, j *job) error {
+	folder, err := f.Stage.New(j.worker.Serial)
+	if err != nil {
+		return err
+	}
+	j.folder = folder
+	folders := []struct {
+		name   string
+		access stage.Access
+	}{
+		{".", hostOwned(j.worker, 0o750)},
+		{"certs", hostOwned(j.worker, 0o750)},
+		{"vault", hostOwned(j.worker, 0o750)},
+		{launch.StateDir, workerOwned(j.worker, 0o700)},
+		{launch.RunDir, workerOwned(j.worker, 0o700)},
+		{launch.LogsDir, stage.Access{Mode: 0o700}},
+	}
+	for _, folder := range folders {
+		if err := j.folder.Mkdir(folder.name, folder.access); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// hostOwned is for what only the host may write and the worker's group, which
+// is its own, may read.
+func hostOwned(w worker.Worker, mode fs.FileMode) stage.Access {
+	return stage.Access{Mode: mode, GID: w.UID}
+}
+
+func workerOwned(w worker.Worker, mode fs.FileMode) stage.Access {
+	return stage.Access{Mode: mode, UID: w.UID, GID: w.UID}
+}
+
+func (f *Forge) dropStage(_ context.Context, j *job) error {
+	if j.folder != nil {
+		defer j.folder.Close()
+	}
+	return f.Stage.Drop(j.worker.Serial)
+}
+
+// generateKeys makes the worker's key and its certificate. The key exists in
+// memory for as long as this step and in the worker's folder; nowhere else.
+func (f *Forge) generateKeys(_ context.Context, j *job) error {
+	key, err := keyring.NewWorkerKey()
+	if err != nil {
+		return err
+	}
+	keyPEM, err := identity.MarshalKey(key.Private())
+	if err != nil {
+		return err
+	}
+	certPEM, err := f.Authority.IssueWorker(string(j.worker.Serial), key.Public(), j.worker.CreatedAt)
+	if err != nil {
+		return err
+	}
+	j.worker.PublicKey, j.worker.Glyph = key.Public(), identity.Glyph(key.Public())
+	if err := j.folder.WriteFile("certs/worker.key", keyPEM, workerOwned(j.worker, 0o600)); err != nil {
+		return err
+	}
+	if err := f.write(j, "certs/worker.pem", certPEM); err != nil {
+		return err
+	}
+	return f.write(j, "certs/ca.pem", f.Authority.CertPEM())
+}
+
+// write puts a file into the stage that the worker reads and nobody changes.
+func (f *Forge) write(j *job, name string, data []byte) error {
+	return j.folder.WriteFile(name, data, hostOwned(j.worker, 0o440))
+}
+
+// inject writes what the worker is told: who it is, how it is configured, and
+// what the record looked like when it was made.
+func (f *Forge) inject(_ context.Context, j *job) error {
+	w := j.worker
+	me := &identity.Identity{
+		WorkerName: w.Name, WorkerType: w.Type, TypeVersion: w.TypeVersion, WorkerSerial: string(w.Serial),
+		ModelNumber: string(w.Model), LedgerCode: string(w.LedgerCode), ClassCode: string(w.ClassCode), Port: w.Port,
+		PublicKey: w.PublicKey, Glyph: w.Glyph, HostID: f.Keys.HostID(), CheckpointKey: f.Keys.CheckpointKey(), CreatedAt: w.CreatedAt,
+		StampKey:    f.Keys.Stamp().Public(),
+		ManifestKey: f.Keys.Manifest().Public(),
+	}
+	identityJSON, err := me.Encode()
+	if err != nil {
+		return err
+	}
+	checkpoint, _ := f.Checkpoint()
+	accountability, reflection, err := vault.Seed(f.Keys.HostID(), string(w.Serial), checkpoint, w.CreatedAt)
+	if err != nil {
+		return err
+	}
+	files := []struct {
+		name string
+		data []byte
+	}{
+		{identity.File, identityJSON}, {"config.json", w.Config},
+		{"vault/accountability.json", accountability}, {"vault/reflection.json", reflection},
+	}
+	for _, file := range files {
+		if err := f.write(j, file.name, file.data); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// prepareImage comes before the manifest, which names the image's digest.
+func (f *Forge) prepareImage(ctx context.Context, j *job) (err error) {
+	j.worker.ImageDigest, err = f.Launcher.Prepare(ctx, j.typ.Image)
+	return err
+}
+
+// writeManifest lists and signs all that was put into the stage.
+func (f *Forge) writeManifest(_ context.Context, j *job) error {
+	w := j.worker
+	modules, err := modulesOf(j.typ.Image.Path)
+	if err != nil {
+		return err
+	}
+	files, err := manifest.Scan(j.folder.Root())
+	if err != nil {
+		return err
+	}
+	m := &manifest.Manifest{
+		Format: manifest.Format, ForgeVersion: worker.ForgeVersion,
+		WorkerName: w.Name, WorkerType: w.Type, TypeVersion: w.TypeVersion, WorkerSerial: string(w.Serial),
+		ModelNumber: string(w.Model), LedgerCode: string(w.LedgerCode), ClassCode: string(w.ClassCode), Port: w.Port,
+		PluginDigest: w.PluginDigest, Modules: modules, ImageDigest: w.ImageDigest,
+		PublicKey: w.PublicKey, Glyph: w.Glyph, HostID: f.Keys.HostID(), CreatedAt: w.CreatedAt, Files: files,
+	}
+	encoded, err := m.Encode()
+	if err != nil {
+		return err
+	}
+	sum := sha256.Sum256(encoded)
+	j.worker.ManifestSHA256 = hex.EncodeToString(sum[:])
+	if err := f.write(j, manifest.File, encoded); err != nil {
+		return err
+	}
+	return f.write(j, manifest.SignatureFile, manifest.Sign(f.Keys.Manifest().Private(), encoded))
+}
+
+// modulesOf lists the modules that a plugin says it was built from. A plugin
+// that is not a Go binary, or was stripped of it, lists none.
+func modulesOf(path string) ([]manifest.Module, error) {
+	modules := []manifest.Module{}
+	info, err := buildinfo.ReadFile(path)
+	if err != nil {
+		return modules, nil
+	}
+	for _, dep := range info.Deps {
+		modules = append(modules, manifest.Module{Path: dep.Path, Version: dep.Version})
+	}
+	return modules, nil
+}
+
+func (f *Forge) promote(_ context.Context, j *job) error { return j.folder.Promote() }
+
+func (f *Forge) demote(_ context.Context, j *job) error { return f.Stage.Remove(j.worker.Serial) }
+
+func (f *Forge) create(ctx context.Context, j *job) error {
+	return f.Launcher.Create(ctx, f.Spec(j.worker))
+}
+
+func (f *Forge) remove(ctx context.Context, j *job) error {
+	return f.Launcher.Remove(ctx, j.worker.Serial)
+}
+
+func (f *Forge) start(ctx context.Context, j *job) error {
+	j.startedAt = time.Now()
+	return f.Launcher.Start(ctx, j.worker.Serial)
+}
+
+func (f *Forge) stop(ctx context.Context, j *job) error {
+	return f.Launcher.Stop(ctx, j.worker.Serial, 0)
+}
+
+func (f *Forge) awaitHeartbeat(ctx context.Context, j *job) error {
+	f.Sessions.Attach(j.worker, f.Stage.Dir(j.worker.Serial))
+	return f.Sessions.AwaitHeartbeat(ctx, j.worker.Serial, j.startedAt)
+}
+
+func (f *Forge) detach(ctx context.Context, j *job) error {
+	f.Sessions.Detach(ctx, j.worker.Serial)
+	return nil
+}
+
+// record is the commit point: the worker is live and the record says so, in one
+// transaction.
+func (f *Forge) record(ctx context.Context, j *job) error {
+	j.worker.State = worker.StateLive
+	entry, err := record.Entry{At: time.Now(), Kind: record.Forge, Worker: record.FieldsOf(j.worker)}.Encode()
+	if err != nil {
+		return err
+	}
+	err = f.Registry.Update(context.WithoutCancel(ctx), func(tx *registry.Tx) error {
+		if err := tx.UpdateWorker(j.worker); err != nil {
+			return err
+		}
+		_, err := tx.Append(entry)
+		return err
+	})
+	if err == nil {
+		f.Ports.Assign(j.worker.Serial, j.listener)
+	}
+	return err
+}

@@ -1,0 +1,102 @@
+package gate
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/dals-host/dals-host/host/record"
+	"github.com/dals-host/dals-host/host/worker"
+	"github.com/dals-host/dals-host/sdk/envelope"
+	workerv1 "github.com/dals-host/dals-host/sdk/proto/worker/v1"
+)
+
+// window remembers the ids of envelopes until their freshness has run out: what
+// it has forgotten, the freshness check refuses. Ids are compared across all
+// senders, as they are random UUIDs, so that no two outstanding envelopes of a
+// worker can share one.
+type window struct {
+	now func() time.Time
+
+	mu        sync.Mutex
+	until     map[string]time.Time // id → when the freshness check takes over
+	swept     time.Time
+	notBefore time.Time // envelopes issued earlier are refused
+}
+
+// sweepEvery spaces the scans for ids that have run out.
+const sweepEvery = 10 * time.Second
+
+func newWindow(now func() time.Time) *window {
+	return &window{now: now, until: map[string]time.Time{}, swept: now()}
+}
+
+// fill takes in the envelopes of the record that could still be fresh: those
+// issued in the last MaxTTL, seen through the skew on both sides.
+func (w *window) fill(ctx context.Context, past Past) error {
+	since := w.now().Add(-envelope.MaxTTL - 2*envelope.MaxSkew)
+	return past.EntriesSince(ctx, since, func(e record.Entry) error {
+		if e.Envelope == nil || (e.Kind != record.Admitted && e.Kind != record.Refused) {
+			return nil
+		}
+		h := &workerv1.Header{}
+		if err := proto.Unmarshal(e.Envelope.Header, h); err != nil {
+			return fmt.Errorf("read recorded header of envelope %s: %w", e.Envelope.ID, err)
+		}
+		// An id that stands twice (a replay that was itself recorded) is no error.
+		_ = w.insert(h)
+		return nil
+	})
+}
+
+func (w *window) refuseBefore(t time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.notBefore = t
+}
+
+// check looks an envelope up without taking its id: a proof that does not hold
+// must not burn the id of the envelope that it imitates.
+func (w *window) check(h *workerv1.Header) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.look(h)
+}
+
+// insert takes the id, or refuses if another call took it first.
+func (w *window) insert(h *workerv1.Header) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.look(h); err != nil {
+		return err
+	}
+	w.sweep()
+	w.until[h.GetId()] = time.UnixMilli(h.GetExpiresUnixMs()).Add(envelope.MaxSkew)
+	return nil
+}
+
+func (w *window) look(h *workerv1.Header) error {
+	if _, seen := w.until[h.GetId()]; seen {
+		return worker.Refuse(Replayed, "envelope %s was seen before", h.GetId())
+	}
+	if time.UnixMilli(h.GetIssuedUnixMs()).Before(w.notBefore) {
+		return worker.Refuse(Replayed, "envelope %s was issued before this host started and the record of that time cannot be read", h.GetId())
+	}
+	return nil
+}
+
+func (w *window) sweep() {
+	now := w.now()
+	if now.Sub(w.swept) < sweepEvery {
+		return
+	}
+	w.swept = now
+	for id, until := range w.until {
+		if now.After(until) {
+			delete(w.until, id)
+		}
+	}
+}
