@@ -111,8 +111,8 @@ func TestCheckHolds(t *testing.T) {
 	// What a worker does in its life changes nothing.
 	put(t, filepath.Join(dir, "state/new"), "x", 0o777)
 	must(t, os.RemoveAll(filepath.Join(dir, "run")))
-	must(t, os.Chmod(filepath.Join(dir, "logs"), 0o777)) //nolint:gosec // the point of the test
-	must(t, os.Chmod(dir, 0o750))                        //nolint:gosec // as the forge does
+	must(t, os.Chmod(filepath.Join(dir, "logs"), 0o777))
+	must(t, os.Chmod(dir, 0o750))
 	_, err = manifest.Check(openRoot(t, dir), public)
 	must(t, err)
 }
@@ -134,11 +134,11 @@ func TestCheckNamesEveryTampering(t *testing.T) {
 		do   func(t *testing.T, at func(string) string)
 		want []string
 	}
-	edit := func(path, old, new string) func(*testing.T, func(string) string) {
+	edit := func(path, was, is string) func(*testing.T, func(string) string) {
 		return func(t *testing.T, at func(string) string) {
 			text, err := os.ReadFile(at(path))
 			must(t, err)
-			changed := strings.Replace(string(text), old, new, 1)
+			changed := strings.Replace(string(text), was, is, 1)
 			if changed == string(text) {
 				t.Fatal("the test changes nothing")
 			}
@@ -156,7 +156,7 @@ func TestCheckNamesEveryTampering(t *testing.T) {
 		"content, other size": {edit("config.json", "{}", `{"a":1}`), []string{"config.json: sha256 changed"}},
 		"content added":       {edit("certs/ca.pem", "ca", "ca\nanother"), []string{"certs/ca.pem: sha256 changed"}},
 		"mode of a file": {func(t *testing.T, at func(string) string) {
-			must(t, os.Chmod(at("config.json"), 0o644)) //nolint:gosec // the tampering
+			must(t, os.Chmod(at("config.json"), 0o644))
 		}, []string{"config.json: mode 0644, want 0440"}},
 		"set-uid": {func(t *testing.T, at func(string) string) {
 			must(t, os.Chmod(at("config.json"), 0o440|os.ModeSetuid))
@@ -258,8 +258,8 @@ func TestCheckNamesEveryTampering(t *testing.T) {
 			must(t, os.Mkdir(at(manifest.SignatureFile), 0o750))
 		}, []string{"worker_manifest.sig: is a directory"}},
 		"modes of both": {func(t *testing.T, at func(string) string) {
-			must(t, os.Chmod(at(manifest.File), 0o640))          //nolint:gosec // the tampering
-			must(t, os.Chmod(at(manifest.SignatureFile), 0o666)) //nolint:gosec // the tampering
+			must(t, os.Chmod(at(manifest.File), 0o640))
+			must(t, os.Chmod(at(manifest.SignatureFile), 0o666))
 		}, []string{"worker_manifest.json: mode 0640, want 0440", "worker_manifest.sig: mode 0666, want 0440"}},
 		"huge manifest": {func(t *testing.T, at func(string) string) {
 			must(t, os.Truncate(at(manifest.File), 1<<40)) // sparse

@@ -126,8 +126,8 @@ func TestVectors(t *testing.T) {
 	if *update {
 		text, err := json.MarshalIndent(v, "", "  ")
 		must(t, err)
-		must(t, os.WriteFile("testdata/vector.json", append(text, '\n'), 0o644)) //nolint:gosec // published
-		must(t, os.WriteFile("testdata/worker_manifest.json", encoded, 0o644))   //nolint:gosec // published
+		must(t, os.WriteFile("testdata/vector.json", append(text, '\n'), 0o644))
+		must(t, os.WriteFile("testdata/worker_manifest.json", encoded, 0o644))
 	}
 	published, err := os.ReadFile("testdata/worker_manifest.json")
 	must(t, err)

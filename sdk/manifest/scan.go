@@ -166,8 +166,7 @@ func kindOf(m fs.FileMode) string {
 
 // unreadable says why, without the paths that os puts into its errors.
 func unreadable(err error) string {
-	var pathErr *fs.PathError
-	if errors.As(err, &pathErr) {
+	if pathErr, ok := errors.AsType[*fs.PathError](err); ok {
 		err = pathErr.Err
 	}
 	return "cannot be read: " + err.Error()
