@@ -89,8 +89,7 @@ func createOnce(path string, data []byte) (created bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	defer os.Remove(tmp.Name())
-	defer tmp.Close()
+	defer func() { err = errors.Join(err, tmp.Close(), os.Remove(tmp.Name())) }()
 	if _, err := tmp.Write(data); err != nil {
 		return false, err
 	}

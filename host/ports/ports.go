@@ -100,7 +100,7 @@ func parseEphemeral(s string) (from, to int, err error) {
 // worker.ErrExhausted. The listener serves at once.
 func (p *Pool) Bind(ctx context.Context, taken func(port int) bool) (*Listener, error) {
 	n := p.high - p.low + 1
-	start := rand.IntN(n)
+	start := rand.IntN(n) //nolint:gosec // a port is no secret
 	for i := range n {
 		port := p.low + (start+i)%n
 		if taken(port) {

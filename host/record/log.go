@@ -44,6 +44,8 @@ type Log struct {
 	signer note.Signer
 	source Source
 	logger hclog.Logger
+	pause  time.Duration // between two checkpoints: interval
+	retry  time.Duration // after an error: retryAfter
 
 	// Only Open and Run touch these.
 	tree    *tree       // what is on disk, and pending
@@ -64,7 +66,7 @@ type Log struct {
 func Open(ctx context.Context, c Config) (*Log, error) {
 	l := &Log{
 		dir: folder(c.Dir), signer: c.Signer, source: c.Source, logger: c.Logger,
-		tree: newTree(), replaced: make(chan struct{}),
+		pause: interval, retry: retryAfter, tree: newTree(), replaced: make(chan struct{}),
 	}
 	if err := l.dir.prepare(); err != nil {
 		return nil, fmt.Errorf("open record: %w", err)

@@ -164,7 +164,7 @@ func (d folder) consistent(from, to log.Checkpoint) error {
 
 // checkpoint reads the published checkpoint without verifying it.
 func (d folder) checkpoint() ([]byte, log.Checkpoint, error) {
-	signed, err := os.ReadFile(d.path(layout.CheckpointPath))
+	signed, err := d.read(layout.CheckpointPath, maxFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, log.Checkpoint{}, fmt.Errorf("no checkpoint in %s: %w", d, worker.ErrNotFound)
 	}

@@ -36,11 +36,12 @@ func (l *Log) Run(ctx context.Context) error {
 	}
 }
 
-// rest waits for the next reason to publish; false when ctx has ended.
+// rest waits for the next reason to publish: a commit, but not at once after
+// the last checkpoint; or, after an error, time. False when ctx has ended.
 func (l *Log) rest(ctx context.Context, failing bool) bool {
-	pause, wake := interval, l.source.Committed()
+	pause := l.pause
 	if failing {
-		pause, wake = retryAfter, nil
+		pause = l.retry
 	}
 	timer := time.NewTimer(pause)
 	defer timer.Stop()
@@ -53,11 +54,11 @@ func (l *Log) rest(ctx context.Context, failing bool) bool {
 		return true
 	}
 	select {
-	case <-wake:
+	case <-l.source.Committed():
+		return true
 	case <-ctx.Done():
 		return false
 	}
-	return true
 }
 
 // catchUp publishes batches until the checkpoint covers what was committed when

@@ -1,0 +1,205 @@
+package record
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/dals-host/dals-host/host/worker"
+)
+
+func someWorker() worker.Worker {
+	return worker.Worker{
+		Serial: "DMN-TP-1-deadbeef-00001", Name: "nora", Type: "template", TypeVersion: "1.2.3",
+		PluginDigest: "ab12", ClassCode: "A1", Model: "DMN-TP-1", LedgerCode: "A1-000001", Port: 20001, UID: 70001,
+		Launcher: "process", PublicKey: []byte{1, 2, 3}, ManifestSHA256: "cd34", ImageDigest: "sha256:ef",
+		Config: []byte(`{ "a": 1, "b": "<&>" }`), RequestSHA256: "9876",
+		CreatedAt: time.Date(2026, 11, 22, 10, 0, 0, 123456789, time.FixedZone("", 3600)),
+	}
+}
+
+func someEntries() []Entry {
+	at := time.Date(2026, 11, 22, 16, 30, 0, 120987654, time.FixedZone("", -3600))
+	env := &EnvelopeFields{
+		ID: "0192-id", InReplyTo: "0192-other", Sender: "key:abc", Recipient: "DMN-TP-1-deadbeef-00001",
+		WorkerSerial: "DMN-TP-1-deadbeef-00001", Kind: "template.echo", PayloadSHA256: "00ff", Size: 12,
+		Header: []byte{0, 1, 2}, Signature: bytes.Repeat([]byte{9}, 64), AdmittedIndex: new(uint64(0)), Attempt: 1, Status: "ok",
+	}
+	client := &ClientFields{Name: "operator", ID: "key:abc", PublicKey: []byte{1}}
+	w := FieldsOf(someWorker())
+	return []Entry{
+		{At: at, Kind: Forge, Worker: w},
+		{At: at, Kind: Void, Worker: &WorkerFields{Serial: w.Serial, Ledger: w.Ledger}, Reason: "stage: no <space>\nleft"},
+		{At: at, Kind: Retire, Worker: w},
+		{At: at, Kind: WorkerLost, Worker: w, Reason: "no heartbeat"},
+		{At: at, Kind: WorkerRestarted, Worker: w},
+		{At: at, Kind: ClientAdded, Client: client},
+		{At: at, Kind: ClientRevoked, Client: client},
+		{At: at, Kind: Admitted, Envelope: env},
+		{At: at, Kind: Result, Envelope: env},
+		{At: at, Kind: Refused, Envelope: env, Refusal: &RefusalFields{Code: "replayed", Reason: "seen"}},
+		{At: at, Kind: Refused, Refusal: &RefusalFields{Code: "kind_unknown"}},
+		{At: at, Kind: RefusedSummary, Refusal: &RefusalFields{Code: "bad_proof", Peer: "uid 1000", Count: 17}},
+		{At: at, Kind: HostStarted, Reason: "dals-host 2.0"},
+		{At: at, Kind: PluginRegistered, Plugin: &PluginFields{Path: "/p", Digest: "ab", Type: "template", Version: "1.0.0"}},
+		{At: at, Kind: PluginQuarantined, Plugin: &PluginFields{Path: "/p", Digest: "ab"}, Reason: "no ELF"},
+	}
+}
+
+func TestEntryRoundTrip(t *testing.T) {
+	t.Parallel()
+	for _, e := range someEntries() {
+		line, err := e.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bytes.ContainsAny(line, "\n") || !json.Valid(line) || !bytes.HasPrefix(line, []byte(`{"v":1,"at":"2026-11-22T17:30:00.12Z","kind":"`+string(e.Kind)+`"`)) {
+			t.Errorf("%s", line)
+		}
+		got, err := Decode(line)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := got.Encode()
+		if err != nil || !bytes.Equal(again, line) {
+			t.Errorf("%s\nbecomes\n%s, %v", line, again, err)
+		}
+		want := e
+		want.V, want.At = 1, e.At.UTC().Truncate(time.Millisecond)
+		if e.Worker != nil && e.Worker.Config != nil {
+			w := *e.Worker
+			w.Config, w.CreatedAt = json.RawMessage(`{"a":1,"b":"<&>"}`), w.CreatedAt.UTC().Truncate(time.Millisecond)
+			want.Worker = &w
+		}
+		if d := cmp.Diff(want, got); d != "" {
+			t.Error(d)
+		}
+	}
+}
+
+func TestEncodeLeavesTheCallersWorkerAlone(t *testing.T) {
+	t.Parallel()
+	w := FieldsOf(someWorker())
+	before := w.CreatedAt
+	if _, err := (Entry{At: before, Kind: Forge, Worker: w}).Encode(); err != nil {
+		t.Fatal(err)
+	}
+	if w.CreatedAt != before {
+		t.Error("changed")
+	}
+}
+
+func TestEncodeRefuses(t *testing.T) {
+	t.Parallel()
+	at := time.Now()
+	big := FieldsOf(someWorker())
+	big.Config = json.RawMessage(`"` + strings.Repeat("x", MaxEntry) + `"`)
+	for name, e := range map[string]Entry{
+		"no kind":         {At: at},
+		"unknown kind":    {At: at, Kind: "forged"},
+		"no time":         {Kind: HostStarted},
+		"no section":      {At: at, Kind: Forge},
+		"another section": {At: at, Kind: Admitted, Client: &ClientFields{}},
+		"one too many":    {At: at, Kind: Forge, Worker: &WorkerFields{}, Plugin: &PluginFields{}},
+		"too big":         {At: at, Kind: Forge, Worker: big},
+		"no JSON":         {At: at, Kind: Forge, Worker: &WorkerFields{Config: json.RawMessage("{")}},
+		"year 20000":      {At: time.Date(20000, 1, 1, 0, 0, 0, 0, time.UTC), Kind: HostStarted},
+	} {
+		if line, err := e.Encode(); !errors.Is(err, worker.ErrInvalid) {
+			t.Errorf("%s: %.80s, %v", name, line, err)
+		}
+	}
+}
+
+func TestDecodeRefuses(t *testing.T) {
+	t.Parallel()
+	const good = `{"v":1,"at":"2026-11-22T17:30:00.12Z","kind":"host_started"}`
+	if _, err := Decode([]byte(good)); err != nil {
+		t.Fatal(err)
+	}
+	for _, bad := range []string{
+		"", "{}", "null", good + "\n", good + good, " " + good,
+		`{"v":2,"at":"2026-11-22T17:30:00.12Z","kind":"host_started"}`,
+		`{"v":1,"at":"2026-11-22T17:30:00.120Z","kind":"host_started"}`,
+		`{"v":1,"at":"2026-11-22T17:30:00.1234Z","kind":"host_started"}`,
+		`{"v":1,"at":"2026-11-22T18:30:00.12+01:00","kind":"host_started"}`,
+		`{"V":1,"at":"2026-11-22T17:30:00.12Z","kind":"host_started"}`,
+		`{"v":1,"kind":"host_started","at":"2026-11-22T17:30:00.12Z"}`,
+		`{"v":1,"at":"2026-11-22T17:30:00.12Z","kind":"host_started","reason":""}`,
+		`{"v":1,"at":"2026-11-22T17:30:00.12Z","kind":"host_started","kind":"host_started"}`,
+		`{"v":1,"at":"2026-11-22T17:30:00.12Z","kind":"host_started","more":1}`,
+		`{"v":1,"at":"2026-11-22T17:30:00.12Z","kind":"forge"}`,
+		`{"v":1,"at":"2026-11-22T17:30:00.12Z","kind":"host_started","reason":"` + strings.Repeat("x", MaxEntry) + `"}`,
+	} {
+		if e, err := Decode([]byte(bad)); !errors.Is(err, worker.ErrInvalid) {
+			t.Errorf("%.120s: %+v, %v", bad, e, err)
+		}
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	for _, e := range someEntries() {
+		line, err := e.Encode()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(line)
+	}
+	f.Add([]byte(`{"v":1,"at":"2026-11-22T17:30:00.12Z","kind":"forge","worker":{"serial":"\ud800","config":[1e400]}}`))
+	f.Fuzz(func(t *testing.T, line []byte) {
+		e, err := Decode(line)
+		if err != nil {
+			return
+		}
+		again, err := e.Encode()
+		if err != nil || !bytes.Equal(again, line) {
+			t.Fatalf("%q reads, and is written as %q, %v", line, again, err)
+		}
+	})
+}
+
+func TestFind(t *testing.T) {
+	t.Parallel()
+	const id = "0192b1a0-0000-7000-8000-000000000001"
+	s := newRows(500)
+	s.change = map[uint64][]byte{}
+	put := func(i uint64, e Entry) {
+		e.At = time.Now()
+		line, err := e.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.change[i] = line
+	}
+	put(3, Entry{Kind: Admitted, Envelope: &EnvelopeFields{ID: id}})
+	put(300, Entry{Kind: Result, Envelope: &EnvelopeFields{ID: "other", InReplyTo: id}})
+	put(301, Entry{Kind: Refused, Envelope: &EnvelopeFields{ID: id}, Refusal: &RefusalFields{Code: "replayed"}})
+	put(302, Entry{Kind: HostStarted, Reason: "mentions " + id})
+	got, err := Find(t.Context(), s, id)
+	if d := cmp.Diff([]uint64{301, 300, 3}, got); d != "" || err != nil {
+		t.Error(d, err)
+	}
+	if _, err := Find(t.Context(), s, "nobody"); !errors.Is(err, worker.ErrNotFound) {
+		t.Error(err)
+	}
+}
+
+func FuzzParseTile(f *testing.F) {
+	for _, name := range []string{
+		"tile/0/000", "tile/0/x001/x234/067.p/8", "tile/entries/273.p/112", "tile/63/000.p/255", "tile/64/000",
+		"tile/0/000.p/256", "tile/0/000.p/0", "tile/0/x000/000", "tile//000", "tile/0", "checkpoint", "tile/entries/x.p/1",
+	} {
+		f.Add(name)
+	}
+	f.Fuzz(func(t *testing.T, name string) {
+		p, ok := parseTile(name)
+		if ok && (p.path() != name || p.width < 1 || p.width > 256) {
+			t.Fatalf("%q reads as %+v", name, p)
+		}
+	})
+}
