@@ -1,0 +1,192 @@
+// Command testworker is a worker that does as it is told: the other half of
+// launchtest. Its socket takes one command a connection, a line of words, and
+// answers with one line of JSON. A command in state/command is obeyed at start,
+// before there is a socket.
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/dals-host/dals-host/host/launch"
+	"github.com/dals-host/dals-host/host/launch/launchtest/report"
+)
+
+func main() {
+	if len(os.Args) > 1 && os.Args[1] == "linger" {
+		signal.Ignore(syscall.SIGTERM, syscall.SIGHUP)
+		time.Sleep(time.Hour)
+		return
+	}
+	if err := run(os.Getenv(launch.EnvDir)); err != nil {
+		fmt.Fprintln(os.Stderr, "testworker:", err)
+		os.Exit(1)
+	}
+}
+
+func run(dir string) error {
+	w := &worker{dir: dir, held: make(map[string][]byte)}
+	w.onTerm()
+	if err := w.count(); err != nil {
+		return err
+	}
+	fmt.Println("testworker: started")
+	if line, err := os.ReadFile(filepath.Join(dir, launch.StateDir, "command")); err == nil {
+		w.obey(strings.Fields(string(line)))
+	}
+	socket := filepath.Join(dir, launch.RunDir, launch.SocketFile)
+	_ = os.Remove(socket) // of an earlier run
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		return err
+	}
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		go w.serve(conn)
+	}
+}
+
+type worker struct {
+	dir  string
+	held map[string][]byte
+}
+
+// onTerm exits with 0 on SIGTERM, until told to ignore it.
+func (w *worker) onTerm() {
+	term := make(chan os.Signal, 1)
+	signal.Notify(term, syscall.SIGTERM)
+	go func() {
+		<-term
+		os.Exit(0)
+	}()
+}
+
+// count leaves one line in state/starts for every start.
+func (w *worker) count() error {
+	f, err := os.OpenFile(filepath.Join(w.dir, launch.StateDir, "starts"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = fmt.Fprintln(f, os.Getpid())
+	return err
+}
+
+func (w *worker) serve(conn net.Conn) {
+	defer conn.Close()
+	line, err := bufio.NewReader(conn).ReadString('\n')
+	if err != nil {
+		return
+	}
+	answer, err := json.Marshal(w.obey(strings.Fields(line)))
+	if err != nil {
+		answer = []byte(strconv.Quote(err.Error()))
+	}
+	_, _ = conn.Write(append(answer, '\n'))
+}
+
+func (w *worker) obey(words []string) any {
+	if len(words) == 0 {
+		return "no command"
+	}
+	arg := ""
+	if len(words) > 1 {
+		arg = words[1]
+	}
+	n, _ := strconv.Atoi(arg)
+	switch words[0] {
+	case "ping":
+	case "exit":
+		os.Exit(n)
+	case "ignore-term":
+		signal.Ignore(syscall.SIGTERM)
+	case "flood":
+		flood(n)
+	case "allocate":
+		w.held["allocate"] = bytes.Repeat([]byte{1}, n<<20)
+	case "fork":
+		return fork(n)
+	case "report":
+		return report.Make()
+	case "write":
+		return tryWrite(arg)
+	case "read":
+		return tryRead(arg)
+	case "syscalls":
+		return report.Syscalls()
+	default:
+		return "unknown command"
+	}
+	return "ok"
+}
+
+// flood writes n bytes in lines, half to each of stdout and stderr.
+func flood(n int) {
+	line := append(bytes.Repeat([]byte{'x'}, 1023), '\n')
+	for i := range n / len(line) {
+		out := os.Stdout
+		if i%2 == 1 {
+			out = os.Stderr
+		}
+		_, _ = out.Write(line)
+	}
+}
+
+// fork starts n children in sessions of their own, deaf to SIGTERM, and tells
+// how many there are and the first error.
+func fork(n int) report.Fork {
+	var r report.Fork
+	for range n {
+		cmd := exec.Command("/proc/self/exe", "linger")
+		cmd.Args[0] = os.Args[0] + " child" // launchtest knows a worker's processes by the serial there
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+		if err := cmd.Start(); err != nil {
+			r.Error = err.Error()
+			break
+		}
+		r.Started++
+	}
+	return r
+}
+
+func tryWrite(path string) string {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return err.Error()
+	}
+	defer f.Close()
+	if _, err := f.WriteString("written"); err != nil {
+		return err.Error()
+	}
+	return "ok"
+}
+
+func tryRead(path string) string {
+	info, err := os.Stat(path)
+	if err != nil {
+		return err.Error()
+	}
+	if info.IsDir() {
+		_, err = os.ReadDir(path)
+	} else {
+		_, err = os.ReadFile(path)
+	}
+	if err != nil {
+		return err.Error()
+	}
+	return "ok"
+}

@@ -1,0 +1,187 @@
+package process
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/dals-host/dals-host/host/launch"
+	"github.com/dals-host/dals-host/host/launch/internal/pidfd"
+	"github.com/dals-host/dals-host/host/worker"
+)
+
+// Descriptors that a worker is born with, besides the standard three.
+const (
+	dirFD    = 3 // its folder
+	lockFD   = 4 // its lock file, locked
+	binaryFD = 5 // its binary, from which it was executed
+)
+
+// spawn starts the worker's binary. The caller owns the result.
+func spawn(spec launch.Spec, lock *os.File, mark string) (*pidfd.Process, error) {
+	var files []*os.File
+	defer func() {
+		for _, f := range files {
+			_ = f.Close()
+		}
+	}()
+	keep := func(f *os.File, err error) (*os.File, error) {
+		if err == nil {
+			files = append(files, f)
+		}
+		return f, err
+	}
+	null, err := keep(os.Open(os.DevNull))
+	if err != nil {
+		return nil, fmt.Errorf("open standard input: %w", err)
+	}
+	logPath := filepath.Join(spec.Dir, launch.LogsDir, launch.LogFile)
+	log, err := keep(os.OpenFile(logPath, os.O_WRONLY|os.O_APPEND|os.O_CREATE|unix.O_NOFOLLOW, 0o600))
+	if err != nil {
+		return nil, fmt.Errorf("open log: %w", err)
+	}
+	dir, err := keep(os.OpenFile(spec.Dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0))
+	if err != nil {
+		return nil, fmt.Errorf("open folder: %w", err)
+	}
+	binary, err := keep(openBinary(spec.Image.Path))
+	if err != nil {
+		return nil, err
+	}
+	fd := -1
+	attr := &os.ProcAttr{
+		Dir:   "/",
+		Env:   []string{mark, fmt.Sprintf("%s=/proc/self/fd/%d", launch.EnvDir, dirFD)},
+		Files: []*os.File{null, log, log, dirFD: dir, lockFD: lock, binaryFD: binary},
+		Sys:   &syscall.SysProcAttr{Setsid: true, PidFD: &fd, Credential: credential(spec.UID)},
+	}
+	pid, err := restricted(func() (int, error) {
+		p, err := os.StartProcess(fmt.Sprintf("/proc/self/fd/%d", binaryFD), []string{argument(spec)}, attr)
+		if err != nil {
+			return 0, err
+		}
+		pid := p.Pid // Release forgets it
+		return pid, p.Release()
+	})
+	if err != nil {
+		return nil, fmt.Errorf("execute %s: %w", spec.Image.Path, err)
+	}
+	proc, err := pidfd.Hold(fd, pid)
+	if err != nil {
+		_ = unix.Kill(pid, unix.SIGKILL) // our child, not waited for: the number is still its own
+		_, _ = unix.Wait4(pid, nil, 0, nil)
+		return nil, err
+	}
+	return proc, nil
+}
+
+// credential is nil where the worker keeps the host's own uid.
+func credential(uid int) *syscall.Credential {
+	if uid == os.Geteuid() {
+		return nil
+	}
+	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}
+}
+
+// argument is what the process list shows of the worker.
+func argument(spec launch.Spec) string {
+	return "dals-worker-" + spec.Image.Type + " " + string(spec.Serial)
+}
+
+// openBinary opens a store file for execution by descriptor: its path may lie
+// below folders that the worker's uid cannot enter.
+func openBinary(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open binary: %w", err)
+	}
+	return f, nil
+}
+
+// restricted runs start on a thread that has no new privileges, no ambient
+// capabilities and umask 077, which the child inherits. The thread is spoilt
+// for all else: its goroutine ends without giving it back, and it dies.
+func restricted(start func() (int, error)) (pid int, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		if err = restrictThread(); err == nil {
+			pid, err = start()
+		}
+	}()
+	<-done
+	return pid, err
+}
+
+func restrictThread() error {
+	if err := unix.Unshare(unix.CLONE_FS); err != nil { // the umask is this thread's from here on
+		return fmt.Errorf("unshare umask: %w", err)
+	}
+	unix.Umask(0o077)
+	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
+		return fmt.Errorf("clear ambient capabilities: %w", err)
+	}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("refuse new privileges: %w", err)
+	}
+	return nil
+}
+
+// takeLock locks the file at path for a new run. Whoever holds it already may
+// be a child of this host on its way to exec, which lets go at once, so it
+// tries for a moment.
+func takeLock(ctx context.Context, path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open lock: %w", err)
+	}
+	defer f.Close()
+	// Away from lockFD: the forks of other workers must not show it there.
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 2*lockFD)
+	if err != nil {
+		return nil, fmt.Errorf("duplicate lock: %w", err)
+	}
+	lock := os.NewFile(uintptr(fd), path)
+	moment, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	err = poll(moment, func() (bool, error) { return tryLock(lock) })
+	if ctx.Err() == nil && moment.Err() != nil {
+		err = fmt.Errorf("an earlier run holds its lock: %w", worker.ErrConflict)
+	}
+	if err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	return lock, nil
+}
+
+// lockFree says that no process has the lock at path; so does a missing file.
+func lockFree(path string) (bool, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("open lock: %w", err)
+	}
+	defer f.Close()
+	return tryLock(f)
+}
+
+func tryLock(f *os.File) (bool, error) {
+	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("lock %s: %w", f.Name(), err)
+	}
+	return true, nil
+}
