@@ -17,9 +17,10 @@ import (
 // crashEnv makes the test binary a host that publishes until it is killed.
 const crashEnv = "DALS_TEST_RECORD_CRASH"
 
-// publishUntilKilled goes on from what is in dir, without a pause, with rows
-// that keep coming.
-func publishUntilKilled(dir string) {
+// publishUntilKilled goes on from what is in the working folder, without a
+// pause, with rows that keep coming.
+func publishUntilKilled() {
+	const dir = "."
 	ctx := context.Background()
 	_, c, err := folder(dir).checkpoint()
 	if err != nil {
@@ -48,10 +49,15 @@ func TestKilledWhilePublishing(t *testing.T) {
 	t.Parallel()
 	const crashes = 20
 	dir := t.TempDir()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
 	leftovers := 0
 	for range crashes {
-		cmd := exec.CommandContext(t.Context(), os.Args[0])
-		cmd.Env = append(os.Environ(), crashEnv+"="+dir)
+		cmd := exec.CommandContext(t.Context(), self)
+		cmd.Env = append(os.Environ(), crashEnv+"=1")
+		cmd.Dir = dir
 		cmd.Stderr = os.Stderr
 		out, err := cmd.StdoutPipe()
 		if err != nil {

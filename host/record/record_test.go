@@ -19,8 +19,8 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if dir := os.Getenv(crashEnv); dir != "" {
-		publishUntilKilled(dir)
+	if os.Getenv(crashEnv) != "" {
+		publishUntilKilled()
 	}
 	goleak.VerifyTestMain(m)
 }
