@@ -80,9 +80,15 @@ func (c *committer) stop() {
 	signal(c.wake)
 	c.mu.Unlock()
 	<-c.stopped
+}
+
+// close closes the file, after stop.
+func (c *committer) close() error {
+	var err error
 	if c.line != nil {
-		_ = c.line.conn.Close() // gives it back to the pool; a second time does nothing
+		err = c.line.close()
 	}
+	return errors.Join(err, c.db.Close())
 }
 
 // Update runs closure in the registry's next transaction and returns once that

@@ -3,7 +3,6 @@ package registry
 import (
 	"bytes"
 	"context"
-	"database/sql/driver"
 	"errors"
 	"fmt"
 	"runtime"
@@ -14,24 +13,9 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-	"go.uber.org/goleak"
-	"modernc.org/sqlite"
 
 	"github.com/dals-host/dals-host/host/worker"
 )
-
-// hold is what the SQL function hold() does in the middle of a statement.
-var hold atomic.Pointer[func()]
-
-func TestMain(m *testing.M) {
-	sqlite.MustRegisterScalarFunction("hold", 1, func(_ *sqlite.FunctionContext, args []driver.Value) (driver.Value, error) {
-		if args[0] == int64(500) {
-			(*hold.Load())()
-		}
-		return args[0], nil
-	})
-	goleak.VerifyTestMain(m)
-}
 
 // append1 is a closure that appends one entry and says where it went.
 func append1(entry string, index *uint64) func(*Tx) error {

@@ -14,10 +14,11 @@ import (
 
 // line is the writer's connection with its statements.
 type line struct {
-	conn                                                    *sql.Conn
-	queries                                                 *sqlcgen.Queries
+	conn    *sql.Conn
+	queries *sqlcgen.Queries
+	next    uint64 // the index of the next entry
+
 	begin, savepoint, release, rollbackTo, rollback, commit *sql.Stmt
-	next                                                    uint64 // the index of the next entry
 }
 
 // commit runs one group and tells its callers.
@@ -45,7 +46,7 @@ func (c *committer) transact(ctx context.Context, group []*request) ([]error, er
 	if err := c.connect(ctx); err != nil {
 		return own, fmt.Errorf("connect to registry: %w", err)
 	}
-	if err := exec(ctx, c.line.begin); err != nil {
+	if err := execute(ctx, c.line.begin); err != nil {
 		return own, fmt.Errorf("begin transaction: %w", err)
 	}
 	b := &batch{first: c.line.next}
@@ -58,7 +59,7 @@ func (c *committer) transact(ctx context.Context, group []*request) ([]error, er
 	if err := b.store(ctx, c.line.queries); err != nil {
 		return own, fmt.Errorf("store entries: %w", err)
 	}
-	if err := exec(ctx, c.line.commit); err != nil {
+	if err := execute(ctx, c.line.commit); err != nil {
 		return own, fmt.Errorf("commit transaction: %w", err)
 	}
 	c.line.next = b.next()
@@ -68,7 +69,7 @@ func (c *committer) transact(ctx context.Context, group []*request) ([]error, er
 // try runs one closure in a savepoint. own is the closure's error, which undid
 // the savepoint; err means that the transaction is lost.
 func (c *committer) try(ctx context.Context, b *batch, closure func(*Tx) error) (own, err error) {
-	if err := exec(ctx, c.line.savepoint); err != nil {
+	if err := execute(ctx, c.line.savepoint); err != nil {
 		return nil, fmt.Errorf("set savepoint: %w", err)
 	}
 	before := *b
@@ -80,11 +81,11 @@ func (c *committer) try(ctx context.Context, b *batch, closure func(*Tx) error) 
 	tx.lost = errKept
 	if own != nil {
 		*b = before
-		if err := exec(ctx, c.line.rollbackTo); err != nil {
+		if err := execute(ctx, c.line.rollbackTo); err != nil {
 			return own, fmt.Errorf("roll back to savepoint: %w", err)
 		}
 	}
-	if err := exec(ctx, c.line.release); err != nil {
+	if err := execute(ctx, c.line.release); err != nil {
 		return own, fmt.Errorf("release savepoint: %w", err)
 	}
 	return own, nil
@@ -112,7 +113,7 @@ func (c *committer) connect(ctx context.Context) error {
 	}
 	l := &line{conn: conn}
 	if err := l.prepare(ctx); err != nil {
-		return errors.Join(fault(err), conn.Close())
+		return errors.Join(fault(err), l.close())
 	}
 	c.line = l
 	return nil
@@ -137,6 +138,24 @@ func (l *line) prepare(ctx context.Context) (err error) {
 	return err
 }
 
+// close closes the statements, which nobody else would do for those of a single
+// connection and which would keep the file open, and the connection itself.
+func (l *line) close() error {
+	var errs []error
+	for _, stmt := range []*sql.Stmt{l.begin, l.savepoint, l.release, l.rollbackTo, l.rollback, l.commit} {
+		if stmt != nil {
+			errs = append(errs, stmt.Close())
+		}
+	}
+	if l.queries != nil {
+		errs = append(errs, l.queries.Close())
+	}
+	if err := l.conn.Raw(func(any) error { return driver.ErrBadConn }); !errors.Is(err, driver.ErrBadConn) {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
 // disconnect drops the connection after a failed group: whatever state SQLite
 // left it in, and whatever became of a failed commit, the next group starts
 // from what is in the file.
@@ -144,12 +163,13 @@ func (c *committer) disconnect(ctx context.Context) {
 	if c.line == nil {
 		return
 	}
-	_ = exec(ctx, c.line.rollback) // no lock may outlive this, even if closing fails
-	_ = c.line.conn.Raw(func(any) error { return driver.ErrBadConn })
+	// The group's error is what counts; these most likely fail for its reason.
+	_ = execute(ctx, c.line.rollback)
+	_ = c.line.close()
 	c.line = nil
 }
 
-func exec(ctx context.Context, stmt *sql.Stmt) error {
+func execute(ctx context.Context, stmt *sql.Stmt) error {
 	_, err := stmt.ExecContext(ctx)
 	return fault(err)
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -26,6 +27,7 @@ type Registry struct {
 	committed chan struct{}
 	pool      *sql.DB // of readers
 	read      *sqlcgen.Queries
+	closing   sync.Once
 }
 
 // Open opens the registry, makes it where there is none, and brings its schema
@@ -51,7 +53,7 @@ func (r *Registry) open(ctx context.Context, c Config) (err error) {
 	}
 	if err := r.openPool(ctx, c.Path); err != nil {
 		r.committer.stop()
-		return errors.Join(err, r.committer.db.Close())
+		return errors.Join(err, r.committer.close())
 	}
 	return nil
 }
@@ -91,13 +93,19 @@ func (r *Registry) openPool(ctx context.Context, path string, checks ...func(con
 // Close waits for the closures that Update has accepted and closes the file.
 // Later Updates return ErrClosed. Closing twice does nothing.
 func (r *Registry) Close() error {
-	if r.committer == nil {
-		return r.pool.Close()
-	}
-	r.committer.stop()
-	// The last connection to close takes the write-ahead log into the file and
-	// away. That must be the writer: readers may not.
-	if err := errors.Join(r.pool.Close(), r.committer.db.Close()); err != nil {
+	var errs []error
+	r.closing.Do(func() {
+		if r.committer != nil {
+			r.committer.stop()
+		}
+		errs = append(errs, r.read.Close(), r.pool.Close())
+		if r.committer != nil {
+			// The last connection to close takes the write-ahead log into the file
+			// and away; readers may not, so it must be the writer's.
+			errs = append(errs, r.committer.close())
+		}
+	})
+	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("close registry: %w", err)
 	}
 	return nil

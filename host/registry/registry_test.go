@@ -2,13 +2,32 @@ package registry
 
 import (
 	"context"
-	"errors"
-	"fmt"
+	"database/sql/driver"
+	"os"
 	"path/filepath"
+	"strings"
+	"sync/atomic"
 	"testing"
 
-	"github.com/dals-host/dals-host/host/worker"
+	"go.uber.org/goleak"
+	"modernc.org/sqlite"
 )
+
+// hold is what the SQL function hold() does in the middle of a statement.
+var hold atomic.Pointer[func()]
+
+func TestMain(m *testing.M) {
+	sqlite.MustRegisterScalarFunction("hold", 1, func(_ *sqlite.FunctionContext, args []driver.Value) (driver.Value, error) {
+		if args[0] == int64(500) {
+			(*hold.Load())()
+		}
+		return args[0], nil
+	})
+	if life := os.Getenv(childEnv); life != "" {
+		os.Exit(liveAsChild(life, os.Stderr))
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // openTest opens a registry in a folder of its own.
 func openTest(t testing.TB) *Registry {
@@ -56,21 +75,53 @@ func entries(t testing.TB, r *Registry) []string {
 	return list
 }
 
-func TestSmoke(t *testing.T) {
-	r := openTest(t)
-	for i := range 3 {
-		update(t, r, func(tx *Tx) error {
-			index, err := tx.Append(fmt.Appendf(nil, "entry %d", i))
-			if index != uint64(i) {
-				t.Errorf("index %d, want %d", index, i)
-			}
-			return err
-		})
-	}
-	if _, err := r.Worker(t.Context(), "x"); !errors.Is(err, worker.ErrNotFound) {
+// openFiles lists what this process has open below dir.
+func openFiles(t *testing.T, dir string) []string {
+	t.Helper()
+	descriptors, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
 		t.Fatal(err)
 	}
-	if got := entries(t, r); len(got) != 3 {
-		t.Fatal(got)
+	var open []string
+	for _, d := range descriptors {
+		if target, err := os.Readlink("/proc/self/fd/" + d.Name()); err == nil && strings.HasPrefix(target, dir) {
+			open = append(open, target)
+		}
+	}
+	return open
+}
+
+// A statement that nobody closes keeps its file open for ever, even when the
+// connection was closed.
+func TestCloseLeavesOneFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "registry.db")
+	r := openAt(t, path)
+	for range 20 { // a failed group changes the connection
+		if err := r.Update(t.Context(), func(tx *Tx) error {
+			_, err := tx.conn.ExecContext(tx.ctx, "ROLLBACK")
+			return err
+		}); err == nil {
+			t.Fatal("no savepoint to release, no error")
+		}
+		update(t, r, append1("x", new(uint64)))
+	}
+	if open := openFiles(t, filepath.Dir(path)); len(open) > 8 {
+		t.Errorf("failed groups leave files open: %q", open)
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if open := openFiles(t, filepath.Dir(path)); len(open) != 0 {
+		t.Errorf("still open: %q", open)
+	}
+	left, err := os.ReadDir(filepath.Dir(path))
+	if err != nil || len(left) != 1 {
+		t.Errorf("%v, %v: the write-ahead log is not taken in", left, err)
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode() != 0o600 {
+		t.Errorf("mode %v, %v", info.Mode(), err)
+	}
+	if log := entries(t, openAt(t, path)); len(log) != 20 {
+		t.Errorf("%d entries", len(log))
 	}
 }
