@@ -14,7 +14,9 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/status"
 
 	"github.com/dals-host/dals-host/sdk"
 	"github.com/dals-host/dals-host/sdk/identity"
@@ -163,6 +165,9 @@ func (w *Worker) Start() {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		_, err := w.firstHeartbeat(ctx)
+		for status.Code(err) == codes.Unavailable { // the connection to a former process
+			_, err = w.firstHeartbeat(ctx)
+		}
 		answers <- err
 	}()
 	select {
