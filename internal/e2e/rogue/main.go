@@ -1,0 +1,77 @@
+// Command rogue is a worker type that misbehaves in every way that a host has to
+// stand. It exists for the tests of internal/e2e only.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/dals-host/dals-host/sdk"
+)
+
+type amount struct {
+	N int `json:"n"`
+}
+
+type text struct {
+	Text string `json:"text"`
+}
+
+func main() {
+	sdk.Serve(sdk.Type{
+		Name: "rogue", Version: "1.0.0", Family: "RG", Summary: "Misbehaves on request.",
+		Tasks: []sdk.Task{
+			sdk.Func("rogue.panic", "Panics.", panics),
+			sdk.Func("rogue.hang", "Ignores its deadline and answers n ms after it began.", hang),
+			sdk.Func("rogue.exit", "Ends its process with exit code n.", exit),
+			sdk.Func("rogue.flood", "Writes n KiB to stdout and to stderr.", flood),
+			sdk.Func("rogue.huge", "Answers with n KiB.", huge),
+			sdk.Func("rogue.count", "Counts its calls in state/.", count),
+		},
+	})
+}
+
+func panics(context.Context, amount) (text, error) { panic("as asked") }
+
+func hang(_ context.Context, in amount) (text, error) {
+	time.Sleep(time.Duration(in.N) * time.Millisecond) // deaf to its context: that is the misbehaviour
+	return text{"too late"}, nil
+}
+
+func exit(_ context.Context, in amount) (text, error) {
+	os.Exit(in.N)
+	return text{}, nil
+}
+
+func flood(_ context.Context, in amount) (text, error) {
+	line := strings.Repeat("x", 1023)
+	for range in.N {
+		fmt.Println(line)
+		fmt.Fprintln(os.Stderr, line)
+	}
+	return text{"written"}, nil
+}
+
+func huge(_ context.Context, in amount) (text, error) {
+	return text{strings.Repeat("x", in.N<<10)}, nil
+}
+
+func count(ctx context.Context, _ amount) (amount, error) {
+	path := sdk.FromContext(ctx).StateDir() + "/count"
+	f, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return amount{}, err
+	}
+	defer f.Close()
+	if _, err := f.WriteString("."); err != nil {
+		return amount{}, err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return amount{}, err
+	}
+	return amount{int(info.Size())}, nil
+}
