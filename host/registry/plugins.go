@@ -22,6 +22,7 @@ type Type struct {
 	Name         string
 	Version      string
 	Digest       string // of a descriptor that the registry has
+	OwnerUID     int    // of the file that brought it first
 	RegisteredAt time.Time
 }
 
@@ -62,7 +63,7 @@ func (r *Registry) Descriptors(ctx context.Context) ([]Descriptor, error) {
 func (tx *Tx) PutType(t Type) error {
 	return tx.do(fmt.Sprintf("put type %s %s", t.Name, t.Version), func() error {
 		return tx.q.PutType(tx.ctx, sqlcgen.PutTypeParams{
-			Name: t.Name, Version: t.Version, Digest: t.Digest, RegisteredAt: millis(t.RegisteredAt),
+			Name: t.Name, Version: t.Version, Digest: t.Digest, OwnerUid: t.OwnerUID, RegisteredAt: millis(t.RegisteredAt),
 		})
 	})
 }
@@ -84,7 +85,7 @@ func (r *Registry) Types(ctx context.Context) ([]Type, error) {
 	}
 	types := make([]Type, len(rows))
 	for i, row := range rows {
-		types[i] = Type{Name: row.Name, Version: row.Version, Digest: row.Digest, RegisteredAt: instant(row.RegisteredAt)}
+		types[i] = Type{Name: row.Name, Version: row.Version, Digest: row.Digest, OwnerUID: row.OwnerUid, RegisteredAt: instant(row.RegisteredAt)}
 	}
 	return types, nil
 }

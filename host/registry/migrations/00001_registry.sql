@@ -98,6 +98,7 @@ CREATE TABLE types (
     name          TEXT    NOT NULL,
     version       TEXT    NOT NULL,
     digest        TEXT    NOT NULL REFERENCES descriptors (digest),
+    owner_uid     INTEGER NOT NULL,
     registered_at INTEGER NOT NULL,
     PRIMARY KEY (name, version)
 ) STRICT, WITHOUT ROWID;

@@ -7,8 +7,9 @@ ON CONFLICT (digest) DO UPDATE SET
 SELECT * FROM descriptors ORDER BY type, version, digest;
 
 -- name: PutType :exec
-INSERT INTO types (name, version, digest, registered_at) VALUES (?, ?, ?, ?)
-ON CONFLICT (name, version) DO UPDATE SET digest = excluded.digest, registered_at = excluded.registered_at;
+INSERT INTO types (name, version, digest, owner_uid, registered_at) VALUES (?, ?, ?, ?, ?)
+ON CONFLICT (name, version) DO UPDATE SET
+    digest = excluded.digest, owner_uid = excluded.owner_uid, registered_at = excluded.registered_at;
 
 -- name: DeleteType :exec
 DELETE FROM types WHERE name = ? AND version = ?;

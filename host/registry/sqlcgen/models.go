@@ -86,6 +86,7 @@ type Type struct {
 	Name         string
 	Version      string
 	Digest       string
+	OwnerUid     int
 	RegisteredAt int64
 }
 

@@ -113,14 +113,16 @@ func (q *Queries) PutQuarantined(ctx context.Context, arg PutQuarantinedParams) 
 }
 
 const putType = `-- name: PutType :exec
-INSERT INTO types (name, version, digest, registered_at) VALUES (?, ?, ?, ?)
-ON CONFLICT (name, version) DO UPDATE SET digest = excluded.digest, registered_at = excluded.registered_at
+INSERT INTO types (name, version, digest, owner_uid, registered_at) VALUES (?, ?, ?, ?, ?)
+ON CONFLICT (name, version) DO UPDATE SET
+    digest = excluded.digest, owner_uid = excluded.owner_uid, registered_at = excluded.registered_at
 `
 
 type PutTypeParams struct {
 	Name         string
 	Version      string
 	Digest       string
+	OwnerUid     int
 	RegisteredAt int64
 }
 
@@ -129,6 +131,7 @@ func (q *Queries) PutType(ctx context.Context, arg PutTypeParams) error {
 		arg.Name,
 		arg.Version,
 		arg.Digest,
+		arg.OwnerUid,
 		arg.RegisteredAt,
 	)
 	return err
@@ -167,7 +170,7 @@ func (q *Queries) Quarantined(ctx context.Context) ([]Quarantined, error) {
 }
 
 const types = `-- name: Types :many
-SELECT name, version, digest, registered_at FROM types ORDER BY name, version
+SELECT name, version, digest, owner_uid, registered_at FROM types ORDER BY name, version
 `
 
 func (q *Queries) Types(ctx context.Context) ([]Type, error) {
@@ -183,6 +186,7 @@ func (q *Queries) Types(ctx context.Context) ([]Type, error) {
 			&i.Name,
 			&i.Version,
 			&i.Digest,
+			&i.OwnerUid,
 			&i.RegisteredAt,
 		); err != nil {
 			return nil, err
