@@ -83,7 +83,7 @@ func ownIdentity(t *testing.T, b *Bench) {
 			t.Errorf("it has %s open", target)
 		}
 	}
-	if len(r.Args) != 1 || !strings.Contains(r.Args[0], string(g.Spec.Serial)) {
+	if len(r.Args) != 1 {
 		t.Errorf("its arguments are %q", r.Args)
 	}
 }

@@ -100,11 +100,13 @@ func (g *Guest) try(command string, answer any) error {
 }
 
 // Processes are the processes of the worker and its children, by the machine's
-// own list.
+// own list: known by their uid or, where that is the host's, by name.
 func (g *Guest) Processes() []int {
 	var pids []int
 	err := pidfd.Each(func(pid int, _ pidfd.Stat) {
-		if args := pidfd.Cmdline(pid); len(args) > 0 && strings.Contains(args[0], string(g.Spec.Serial)) {
+		uid, ok := pidfd.UID(pid)
+		if args := pidfd.Cmdline(pid); ok && uid == g.Spec.UID &&
+			(uid != os.Geteuid() || (len(args) > 0 && strings.Contains(args[0], string(g.Spec.Serial)))) {
 			pids = append(pids, pid)
 		}
 	})

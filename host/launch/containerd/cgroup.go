@@ -1,0 +1,118 @@
+package containerd
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/dals-host/dals-host/host/worker"
+)
+
+const cgroupRoot = "/sys/fs/cgroup"
+
+// cgroups are the control groups of one host's workers, in every hierarchy
+// there is: one with cgroup v2, one per controller with v1, both in hybrids.
+type cgroups struct {
+	parent string // the host's group, relative to a hierarchy
+	roots  []string
+}
+
+func newCgroups(hostID string) cgroups {
+	c := cgroups{parent: namespace(hostID)}
+	if _, err := os.Stat(filepath.Join(cgroupRoot, "cgroup.controllers")); err == nil {
+		c.roots = []string{cgroupRoot}
+		return c
+	}
+	entries, _ := os.ReadDir(cgroupRoot) // checkCgroups has seen it
+	for _, e := range entries {
+		if e.IsDir() { // the rest are links to joined controllers
+			c.roots = append(c.roots, filepath.Join(cgroupRoot, e.Name()))
+		}
+	}
+	return c
+}
+
+// path is the worker's group as the container runtime wants it.
+func (c cgroups) path(serial worker.Serial) string { return "/" + c.parent + "/" + string(serial) }
+
+// processes lists what still runs in the worker's groups.
+func (c cgroups) processes(serial worker.Serial) ([]int, error) {
+	var pids []int
+	for _, root := range c.roots {
+		data, err := os.ReadFile(filepath.Join(root, c.path(serial), "cgroup.procs"))
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) { // ENODEV: deleted meanwhile
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read cgroup: %w", err)
+		}
+		for _, field := range strings.Fields(string(data)) {
+			if pid, err := strconv.Atoi(field); err == nil && pid > 0 {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids, nil
+}
+
+// killAll kills what still runs in the worker's groups and says whether that
+// was anything.
+func (c cgroups) killAll(serial worker.Serial) (found bool, err error) {
+	pids, err := c.processes(serial)
+	for _, pid := range pids {
+		// Membership pins nothing, but a number is reused only after a full turn.
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+			return true, fmt.Errorf("kill process %d: %w", pid, err)
+		}
+	}
+	return len(pids) > 0, err
+}
+
+// oomKilled says whether the kernel has killed for memory in the worker's group.
+func (c cgroups) oomKilled(serial worker.Serial) bool {
+	for _, file := range []string{
+		filepath.Join(cgroupRoot, "memory", c.path(serial), "memory.oom_control"), // v1
+		filepath.Join(cgroupRoot, c.path(serial), "memory.events"),                // v2
+	} {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			continue
+		}
+		for line := range bytes.Lines(data) {
+			if count, ok := bytes.CutPrefix(bytes.TrimSpace(line), []byte("oom_kill ")); ok && string(count) != "0" {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// remove deletes the worker's groups, which must be empty.
+func (c cgroups) remove(serial worker.Serial) error { return c.removeDirs(c.path(serial)) }
+
+// removeAll deletes the host's groups, which must be empty.
+func (c cgroups) removeAll() error { return c.removeDirs(c.parent) }
+
+func (c cgroups) removeDirs(name string) error {
+	for _, root := range c.roots {
+		if err := unix.Rmdir(filepath.Join(root, name)); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("remove cgroup %s: %w", filepath.Join(root, name), err)
+		}
+	}
+	return nil
+}
+
+// limitsSwap says whether the machine can bound swap beside memory.
+func limitsSwap() bool {
+	if _, err := os.Stat(filepath.Join(cgroupRoot, "cgroup.controllers")); err == nil {
+		return true
+	}
+	_, err := os.Stat(filepath.Join(cgroupRoot, "memory", "memory.memsw.limit_in_bytes"))
+	return err == nil
+}

@@ -1,0 +1,254 @@
+// Package containerd runs each worker as a container of its own, under a
+// private containerd that it starts and looks after.
+//
+// Other programs may import it: what it needs is a data folder, a host id and
+// root. It promises what launch.Launcher promises and, beyond that, a cage: a
+// read-only root, a uid of the worker's own, no capabilities, no new
+// privileges, a committed seccomp list, namespaces of its own (its network is
+// a loopback device), limits on memory, CPU and processes, and of the host's
+// files only the worker's folder.
+//
+// Containers belong to containerd's shims. Neither this process nor containerd
+// has to live for a worker to run: containerd is started again when it dies,
+// and a later host finds it, and the workers, where they are. The worker's
+// output goes from the shim to logs/worker.log.
+//
+// An image is made from the worker binary alone: one uncompressed layer, the
+// same bytes in, the same digest out (ImageDigest). It is written to the content
+// store for provenance; containers run from one read-only folder per binary,
+// whose file is a hard link to the host's store.
+//
+// All files lie in <data>/containerd, except for the sockets that shims make in
+// /run/containerd/s and, where the data folder's path is too long for a socket
+// address, /run/dals-<host id>. Container ids are serials, in the namespace
+// dals-<host id>; cgroups are /dals-<host id>/<serial>.
+//
+// Errors of a containerd that is away are worker.ErrUnavailable; Wait sits such
+// times out. Exit codes above 128 are read as signals, as shells do: a
+// container runtime does not tell the two apart.
+package containerd
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/containerd/containerd/api/services/tasks/v1"
+	tasktypes "github.com/containerd/containerd/api/types/task"
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/hashicorp/go-hclog"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+
+	"github.com/dals-host/dals-host/host/launch"
+	"github.com/dals-host/dals-host/host/launch/internal/turn"
+	"github.com/dals-host/dals-host/host/worker"
+)
+
+// Name is the launcher's word in records.
+const Name = "containerd"
+
+// Labels of every container and image.
+const (
+	labelHost    = "dals.host"    // the host's id
+	labelSerial  = "dals.serial"  // the worker's serial
+	labelDigest  = "dals.digest"  // hex SHA-256 of the worker binary
+	labelType    = "dals.type"    // worker type
+	labelVersion = "dals.version" // type version
+	labelExit    = "dals.exit"    // how the last settled run ended, JSON
+	labelLog     = "dals.log"     // absolute path of the log file
+)
+
+// Config is what the launcher needs.
+type Config struct {
+	DataDir string // the host's data folder, absolute
+	HostID  string // 16 hex digits; names namespace, cgroups and labels
+	Logger  hclog.Logger
+}
+
+// Launcher runs workers as containers. It is a launch.Launcher.
+type Launcher struct {
+	cfg     Config
+	log     hclog.Logger
+	tools   tools
+	private *private
+	client  *client.Client
+	cgroups cgroups
+	turns   turn.Keys[worker.Serial]
+	images  turn.Keys[string]
+	life    context.Context // ends with Close
+	end     context.CancelFunc
+}
+
+var _ launch.Launcher = (*Launcher)(nil)
+
+// New opens the launcher: it finds the data folder's containerd running or
+// starts it, and returns when it answers. Where Available says no, so does New.
+func New(ctx context.Context, cfg Config) (*Launcher, error) {
+	tools, err := findTools(ctx)
+	if err != nil {
+		return nil, err
+	}
+	l := &Launcher{cfg: cfg, log: cfg.Logger.Named(Name), tools: tools, cgroups: newCgroups(cfg.HostID)}
+	l.life, l.end = context.WithCancel(context.WithoutCancel(ctx))
+	if l.private, err = startPrivate(ctx, cfg, tools, l.log); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	if l.client, err = connect(l.private.address, namespace(cfg.HostID)); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	if err := l.checkServer(ctx); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	if err := sweepRootfs(l.rootfsDir()); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
+}
+
+func connect(address, namespace string) (*client.Client, error) {
+	quick := grpc.ConnectParams{MinConnectTimeout: 10 * time.Second, Backoff: backoff.DefaultConfig}
+	quick.Backoff.BaseDelay, quick.Backoff.MaxDelay = 20*time.Millisecond, time.Second
+	c, err := client.New(address, client.WithDefaultNamespace(namespace),
+		client.WithExtraDialOpts([]grpc.DialOption{grpc.WithConnectParams(quick)}))
+	if err != nil {
+		return nil, fmt.Errorf("connect to containerd: %w", err)
+	}
+	return c, nil
+}
+
+func (l *Launcher) checkServer(ctx context.Context) error {
+	v, err := l.client.Version(ctx)
+	if err != nil {
+		return fmt.Errorf("ask containerd for its version: %w", family(err))
+	}
+	return checkVersion(v.Version)
+}
+
+// namespace is the name of all that is one host's: in containerd, in cgroups,
+// in /run.
+func namespace(hostID string) string { return "dals-" + hostID }
+
+// Name is the launcher's word in records.
+func (l *Launcher) Name() string { return Name }
+
+// List tells of all containers that bear this host's label.
+func (l *Launcher) List(ctx context.Context) ([]launch.Status, error) {
+	if l.life.Err() != nil {
+		return nil, fmt.Errorf("list workers: %w", errClosed)
+	}
+	containers, err := l.client.ContainerService().List(ctx, fmt.Sprintf("labels.%q==%q", labelHost, l.cfg.HostID))
+	if err != nil {
+		return nil, fmt.Errorf("list containers: %w", family(err))
+	}
+	response, err := l.client.TaskService().List(ctx, &tasks.ListTasksRequest{})
+	if err != nil {
+		return nil, fmt.Errorf("list tasks: %w", family(err))
+	}
+	running := make(map[string]int)
+	for _, t := range response.Tasks {
+		if alive(t) {
+			running[t.ID] = int(t.Pid)
+		}
+	}
+	list := make([]launch.Status, 0, len(containers))
+	for _, c := range containers {
+		pid, ok := running[c.ID]
+		list = append(list, launch.Status{Serial: worker.Serial(c.ID), Running: ok, PID: pid})
+	}
+	slices.SortFunc(list, func(a, b launch.Status) int { return cmp.Compare(a.Serial, b.Serial) })
+	return list, nil
+}
+
+// alive says that the worker's code has begun and not ended. A task that was
+// created and never started has not.
+func alive(t *tasktypes.Process) bool {
+	switch t.Status {
+	case tasktypes.Status_RUNNING, tasktypes.Status_PAUSED, tasktypes.Status_PAUSING:
+		return true
+	}
+	return false
+}
+
+// Close lets go of containerd and of the workers without touching them.
+func (l *Launcher) Close() error {
+	l.end()
+	var errs []error
+	if l.private != nil {
+		errs = append(errs, l.private.close())
+	}
+	if l.client != nil {
+		errs = append(errs, l.client.Close())
+		l.client = nil
+	}
+	return errors.Join(errs...)
+}
+
+// Down stops containerd and deletes all that it and this package have made.
+func (l *Launcher) Down(ctx context.Context) error {
+	left, err := l.List(ctx)
+	if err != nil {
+		return fmt.Errorf("take containerd down: %w", err)
+	}
+	if n := len(left); n > 0 {
+		return fmt.Errorf("take containerd down: %d workers are left: %w", n, worker.ErrConflict)
+	}
+	if err := l.private.down(ctx); err != nil {
+		return fmt.Errorf("take containerd down: %w", err)
+	}
+	if err := l.cgroups.removeAll(); err != nil {
+		return fmt.Errorf("take containerd down: %w", err)
+	}
+	return nil
+}
+
+func (l *Launcher) dir() string { return filepath.Join(l.cfg.DataDir, "containerd") }
+
+var errClosed = fmt.Errorf("launcher is closed: %w", worker.ErrUnavailable)
+
+// take waits for serial's turn.
+func (l *Launcher) take(ctx context.Context, serial worker.Serial) (func(), error) {
+	if l.life.Err() != nil {
+		return nil, errClosed
+	}
+	return l.turns.Take(ctx, serial)
+}
+
+// family puts containerd's errors under the words of package worker.
+func family(err error) error {
+	native := errgrpc.ToNative(err)
+	switch {
+	case err == nil:
+		return nil
+	case errdefs.IsNotFound(native):
+		return fmt.Errorf("%w: %w", worker.ErrNotFound, err)
+	case errdefs.IsAlreadyExists(native):
+		return fmt.Errorf("%w: %w", worker.ErrConflict, err)
+	case errdefs.IsUnavailable(native):
+		return fmt.Errorf("%w: %w", worker.ErrUnavailable, err)
+	case errdefs.IsCanceled(native), errdefs.IsDeadlineExceeded(native):
+		return native
+	default:
+		return err
+	}
+}
+
+// afterwards is a context for finishing what must not be left half done when
+// the caller goes.
+func afterwards(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+}
+
+func removeFile(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,149 @@
+package containerd
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/dals-host/dals-host/host/launch/internal/pidfd"
+	"github.com/dals-host/dals-host/host/worker"
+)
+
+// shimSockets is where every shim of containerd makes its socket, whatever the
+// configuration.
+const shimSockets = "/run/containerd/s"
+
+// shimSocket is the socket of one container's shim.
+func shimSocket(address, namespace, id string) string {
+	return filepath.Join(shimSockets, fmt.Sprintf("%x", sha256.Sum256([]byte(filepath.Join(address, namespace, id)))))
+}
+
+// removeShim ends a container's shim, if one is left, and deletes its socket.
+// After the task is deleted the shim goes by itself; one that was killed has
+// left the socket behind.
+func (p *private) removeShim(ctx context.Context, serial worker.Serial) error {
+	if err := p.endShims(ctx, string(serial)); err != nil {
+		return err
+	}
+	if err := removeFile(shimSocket(p.address, p.namespace, string(serial))); err != nil {
+		return fmt.Errorf("remove shim socket: %w", err)
+	}
+	return nil
+}
+
+// endShims waits a moment for shims to go, then kills them.
+func (p *private) endShims(ctx context.Context, id string) error {
+	shims, err := p.shims(id)
+	if err != nil {
+		return err
+	}
+	for _, shim := range shims {
+		err = errors.Join(err, end(ctx, shim, 2*time.Second), shim.Close())
+	}
+	return err
+}
+
+// shims takes hold of the shims of our containerd; id "" means all of them.
+func (p *private) shims(id string) ([]*pidfd.Process, error) {
+	var found []*pidfd.Process
+	err := pidfd.Each(func(pid int, _ pidfd.Stat) {
+		identity, err := pidfd.Identify(pid)
+		if err != nil {
+			return
+		}
+		args := pidfd.Cmdline(pid)
+		if uid, ok := pidfd.UID(pid); !ok || uid != 0 || len(args) == 0 || filepath.Base(args[0]) != "containerd-shim-runc-v2" ||
+			option(args, "-namespace") != p.namespace || option(args, "-address") != p.address ||
+			(id != "" && option(args, "-id") != id) {
+			return
+		}
+		if shim, err := pidfd.Open(identity); err == nil {
+			found = append(found, shim)
+		}
+	})
+	return found, err
+}
+
+func option(args []string, name string) string {
+	if i := slices.Index(args, name); i >= 0 && i+1 < len(args) {
+		return args[i+1]
+	}
+	return ""
+}
+
+// end waits for a process to end, and kills it after patience.
+func end(ctx context.Context, process *pidfd.Process, patience time.Duration) error {
+	ended := make(chan error, 1)
+	go func() { _, _, err := process.Wait(); ended <- err }()
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	for {
+		select {
+		case err := <-ended:
+			return err
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-timer.C:
+			if err := process.Signal(unix.SIGKILL); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// down stops containerd, and whatever else still runs for it, and deletes its
+// files. The launcher is of no use afterwards, but for Close.
+func (p *private) down(ctx context.Context) error {
+	p.mu.Lock()
+	p.end() // keep starts no other
+	p.mu.Unlock()
+	running, err := p.find()
+	if err != nil {
+		return err
+	}
+	for _, process := range running {
+		err = errors.Join(err, process.Signal(unix.SIGTERM), end(ctx, process, 5*time.Second), process.Close())
+	}
+	if err = errors.Join(err, p.endShims(ctx, "")); err != nil {
+		return err
+	}
+	if err := unmountBelow(p.dir); err != nil {
+		return err
+	}
+	if p.runDir != "" {
+		err = os.RemoveAll(p.runDir)
+	}
+	return errors.Join(err, os.RemoveAll(p.dir))
+}
+
+// unmountBelow undoes mounts that containers' ends have left.
+func unmountBelow(dir string) error {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return fmt.Errorf("list mounts: %w", err)
+	}
+	defer f.Close()
+	var points []string
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		const point = 4
+		fields := strings.Fields(lines.Text())
+		if len(fields) > point && strings.HasPrefix(fields[point], dir+"/") {
+			points = append(points, fields[point])
+		}
+	}
+	for _, point := range slices.Backward(points) {
+		if err := unix.Unmount(point, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+			return fmt.Errorf("unmount %s: %w", point, err)
+		}
+	}
+	return nil
+}

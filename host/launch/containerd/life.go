@@ -1,0 +1,265 @@
+package containerd
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/containerd/api/services/tasks/v1"
+	runcoptions "github.com/containerd/containerd/api/types/runc/options"
+	tasktypes "github.com/containerd/containerd/api/types/task"
+	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/pkg/cio"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/typeurl/v2"
+	"golang.org/x/sys/unix"
+
+	"github.com/dals-host/dals-host/host/launch"
+	"github.com/dals-host/dals-host/host/worker"
+)
+
+// Create makes the container, which costs containerd one record. The image must
+// have been prepared.
+func (l *Launcher) Create(ctx context.Context, spec launch.Spec) error {
+	if err := l.check(spec); err != nil {
+		return fmt.Errorf("create %s: %w", spec.Serial, err)
+	}
+	done, err := l.take(ctx, spec.Serial)
+	if err != nil {
+		return fmt.Errorf("create %s: %w", spec.Serial, err)
+	}
+	defer done()
+	c, err := l.container(spec)
+	if err != nil {
+		return fmt.Errorf("create %s: %w", spec.Serial, err)
+	}
+	if _, err := l.client.ContainerService().Create(ctx, c); err != nil {
+		return fmt.Errorf("create %s: %w", spec.Serial, family(err))
+	}
+	return nil
+}
+
+func (l *Launcher) check(spec launch.Spec) error {
+	if _, err := worker.ParseSerial(string(spec.Serial)); err != nil {
+		return err
+	}
+	if !filepath.IsAbs(spec.Dir) || !filepath.IsAbs(spec.Image.Path) {
+		return fmt.Errorf("relative path: %w", worker.ErrInvalid)
+	}
+	if spec.UID <= 0 {
+		return fmt.Errorf("uid %d: a worker never runs as root: %w", spec.UID, worker.ErrInvalid)
+	}
+	if !rootfsReady(l.rootfs(spec.Image.Digest)) {
+		return fmt.Errorf("image %s is not prepared: %w", spec.Image.Digest, worker.ErrInvalid)
+	}
+	return nil
+}
+
+func (l *Launcher) container(spec launch.Spec) (containers.Container, error) {
+	cage, err := l.ociSpec(spec)
+	if err != nil {
+		return containers.Container{}, err
+	}
+	cageAny, err := typeurl.MarshalAny(cage)
+	if err != nil {
+		return containers.Container{}, fmt.Errorf("encode container: %w", err)
+	}
+	options, err := typeurl.MarshalAny(&runcoptions.Options{BinaryName: l.tools.runc, Root: l.private.runcRoot()})
+	if err != nil {
+		return containers.Container{}, fmt.Errorf("encode runtime options: %w", err)
+	}
+	return containers.Container{
+		ID:      string(spec.Serial),
+		Image:   imageName(spec.Image),
+		Runtime: containers.RuntimeInfo{Name: "io.containerd.runc.v2", Options: options},
+		Spec:    cageAny,
+		Labels: map[string]string{
+			labelHost:    l.cfg.HostID,
+			labelSerial:  string(spec.Serial),
+			labelDigest:  spec.Image.Digest,
+			labelType:    spec.Image.Type,
+			labelVersion: spec.Image.Version,
+			labelLog:     filepath.Join(spec.Dir, launch.LogsDir, launch.LogFile),
+		},
+	}, nil
+}
+
+// Start makes the container's task and starts it. A task that was made and not
+// started, because its host died in between, is taken up.
+func (l *Launcher) Start(ctx context.Context, serial worker.Serial) error {
+	done, err := l.take(ctx, serial)
+	if err != nil {
+		return fmt.Errorf("start %s: %w", serial, err)
+	}
+	defer done()
+	if err := l.start(ctx, serial); err != nil {
+		return fmt.Errorf("start %s: %w", serial, err)
+	}
+	return nil
+}
+
+func (l *Launcher) start(ctx context.Context, serial worker.Serial) error {
+	c, err := l.client.ContainerService().Get(ctx, string(serial))
+	if err != nil {
+		return family(err)
+	}
+	task, err := l.task(ctx, serial)
+	switch {
+	case err == nil && task.Status == tasktypes.Status_CREATED:
+	case err == nil:
+		return fmt.Errorf("its last run is not settled by a stop: %w", worker.ErrConflict)
+	case !errors.Is(err, worker.ErrNotFound):
+		return err
+	default:
+		if err := l.createTask(ctx, c); err != nil {
+			return err
+		}
+	}
+	if _, err := l.client.TaskService().Start(ctx, &tasks.StartRequest{ContainerID: c.ID}); err != nil {
+		ctx, cancel := afterwards(ctx)
+		defer cancel()
+		return errors.Join(fmt.Errorf("start task: %w", family(err)), l.settle(ctx, serial, 0))
+	}
+	return nil
+}
+
+func (l *Launcher) createTask(ctx context.Context, c containers.Container) error {
+	pids, err := l.cgroups.processes(worker.Serial(c.ID))
+	if err != nil {
+		return err
+	}
+	if len(pids) > 0 {
+		return fmt.Errorf("processes %v of an earlier run are left: %w", pids, worker.ErrConflict)
+	}
+	if c.Labels[labelExit] != "" { // it tells of the run before this one
+		if err := l.saveExit(ctx, worker.Serial(c.ID), nil); err != nil {
+			return err
+		}
+	}
+	path := c.Labels[labelLog]
+	log, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return fmt.Errorf("open log: %w", err)
+	}
+	if err := log.Close(); err != nil { // the shim opens it again; it would not make it 0600
+		return fmt.Errorf("make log: %w", err)
+	}
+	uri, err := cio.LogURIGenerator("file", path, nil)
+	if err != nil {
+		return fmt.Errorf("name log: %w", err)
+	}
+	_, err = l.client.TaskService().Create(ctx, &tasks.CreateTaskRequest{
+		ContainerID: c.ID, Stdout: uri.String(), Stderr: uri.String(),
+	})
+	if err != nil {
+		return fmt.Errorf("create task: %w", family(err))
+	}
+	return nil
+}
+
+// task is the container's task; worker.ErrNotFound if it has none.
+func (l *Launcher) task(ctx context.Context, serial worker.Serial) (*tasktypes.Process, error) {
+	r, err := l.client.TaskService().Get(ctx, &tasks.GetRequest{ContainerID: string(serial)})
+	if err != nil {
+		return nil, fmt.Errorf("look up task: %w", family(err))
+	}
+	return r.Process, nil
+}
+
+// Wait blocks while the worker runs. Where its task has vanished, which a shim
+// that was killed brings about, the Exit is Unknown.
+func (l *Launcher) Wait(ctx context.Context, serial worker.Serial) (launch.Exit, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(l.life, cancel)()
+	for pause := 20 * time.Millisecond; ; pause = min(2*pause, time.Second) {
+		exit, err := l.waitOnce(ctx, serial)
+		switch {
+		case l.life.Err() != nil:
+			return launch.Exit{}, fmt.Errorf("wait for %s: %w", serial, errClosed)
+		case ctx.Err() != nil:
+			return launch.Exit{}, fmt.Errorf("wait for %s: %w", serial, ctx.Err())
+		case err == nil:
+			return exit, nil
+		case errors.Is(err, worker.ErrNotFound):
+			return launch.Exit{}, fmt.Errorf("wait for %s: %w", serial, err)
+		}
+		// A lost containerd says nothing about the worker.
+		l.log.Debug("wait is interrupted", "serial", serial, "error", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+	}
+}
+
+func (l *Launcher) waitOnce(ctx context.Context, serial worker.Serial) (launch.Exit, error) {
+	c, err := l.client.ContainerService().Get(ctx, string(serial))
+	if err != nil {
+		return launch.Exit{}, family(err)
+	}
+	task, err := l.task(ctx, serial)
+	if err == nil && task.Status != tasktypes.Status_CREATED {
+		exit, err := l.await(ctx, serial)
+		if err == nil || !errdefs.IsNotFound(errgrpc.ToNative(err)) {
+			return exit, err
+		}
+	} else if err != nil && !errors.Is(err, worker.ErrNotFound) {
+		return launch.Exit{}, err
+	}
+	pids, err := l.cgroups.processes(serial)
+	if err != nil {
+		return launch.Exit{}, err
+	}
+	if len(pids) > 0 {
+		return launch.Exit{}, fmt.Errorf("task is gone, processes %v are not", pids)
+	}
+	return savedExit(c), nil
+}
+
+// await waits for the end of a task that is or was running.
+func (l *Launcher) await(ctx context.Context, serial worker.Serial) (launch.Exit, error) {
+	r, err := l.client.TaskService().Wait(ctx, &tasks.WaitRequest{ContainerID: string(serial)})
+	if err != nil {
+		return launch.Exit{}, err
+	}
+	exit := launch.Exit{Code: int(r.ExitStatus), At: r.ExitedAt.AsTime()}
+	if signal := unix.Signal(exit.Code - 128); exit.Code > 128 {
+		exit.Signal = unix.SignalName(signal)
+	}
+	// The group, and its count, are there until the task is deleted.
+	exit.OOMKilled = exit.Signal == "SIGKILL" && l.cgroups.oomKilled(serial)
+	return exit, nil
+}
+
+// savedExit is the end of the run that Stop has settled last.
+func savedExit(c containers.Container) launch.Exit {
+	var exit launch.Exit
+	if err := json.Unmarshal([]byte(c.Labels[labelExit]), &exit); err != nil {
+		return launch.Exit{Unknown: true}
+	}
+	return exit
+}
+
+// saveExit writes down the end of a run; nil forgets it.
+func (l *Launcher) saveExit(ctx context.Context, serial worker.Serial, exit *launch.Exit) error {
+	var text []byte
+	if exit != nil {
+		var err error
+		if text, err = json.Marshal(exit); err != nil {
+			return fmt.Errorf("encode exit: %w", err)
+		}
+	}
+	_, err := l.client.ContainerService().Update(ctx, containers.Container{
+		ID: string(serial), Labels: map[string]string{labelExit: string(text)},
+	}, "labels."+labelExit)
+	if err != nil {
+		return fmt.Errorf("write exit down: %w", family(err))
+	}
+	return nil
+}

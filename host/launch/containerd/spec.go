@@ -1,0 +1,124 @@
+package containerd
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/dals-host/dals-host/host/launch"
+)
+
+// workerDir is the worker's folder inside its container.
+const workerDir = "/worker"
+
+const (
+	tmpBytes  = 64 << 20
+	maxFiles  = 4096
+	cpuPeriod = 100_000 // microseconds
+	// Under pressure the kernel shall take a worker before the host, containerd
+	// or a shim.
+	oomScore = 500
+)
+
+// ociSpec is the cage of one worker.
+func (l *Launcher) ociSpec(s launch.Spec) (*specs.Spec, error) {
+	seccomp, err := seccompProfile()
+	if err != nil {
+		return nil, err
+	}
+	process, err := ociProcess(s)
+	if err != nil {
+		return nil, err
+	}
+	return &specs.Spec{
+		Version:  "1.0.2", // nothing later is used, and runc of Debian 12 knows no more
+		Root:     &specs.Root{Path: l.rootfs(s.Image.Digest), Readonly: true},
+		Hostname: strings.ToLower(string(s.Serial)),
+		Process:  process,
+		Mounts:   mounts(s.Dir),
+		Linux: &specs.Linux{
+			CgroupsPath: l.cgroups.path(s.Serial),
+			Namespaces: []specs.LinuxNamespace{
+				{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}, {Type: specs.IPCNamespace},
+				{Type: specs.UTSNamespace}, {Type: specs.NetworkNamespace}, {Type: specs.CgroupNamespace},
+			},
+			Resources:         resources(s),
+			Seccomp:           seccomp,
+			RootfsPropagation: "private",
+			MaskedPaths: []string{
+				"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+				"/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/firmware",
+			},
+			ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
+		},
+	}, nil
+}
+
+func ociProcess(s launch.Spec) (*specs.Process, error) {
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
+		return nil, fmt.Errorf("read limit of open files: %w", err)
+	}
+	open := min(maxFiles, files.Max) // more than the own limit takes a capability that root may lack
+	umask, score := uint32(0o077), oomScore
+	return &specs.Process{
+		Args:            []string{"/" + binaryName},
+		Env:             []string{launch.EnvDir + "=" + workerDir},
+		Cwd:             "/",
+		User:            specs.User{UID: uint32(s.UID), GID: uint32(s.UID), Umask: &umask},
+		Capabilities:    &specs.LinuxCapabilities{},
+		NoNewPrivileges: true,
+		OOMScoreAdj:     &score,
+		Rlimits: []specs.POSIXRlimit{
+			{Type: "RLIMIT_NOFILE", Soft: open, Hard: open},
+			{Type: "RLIMIT_CORE"},
+		},
+	}, nil
+}
+
+// mounts are what a worker sees besides its root: its folder, of which it may
+// write state/ and run/, and three file systems of the kernel's.
+func mounts(dir string) []specs.Mount {
+	bind := func(name, mode string) specs.Mount {
+		return specs.Mount{
+			Destination: filepath.Join(workerDir, name), Type: "bind", Source: filepath.Join(dir, name),
+			Options: []string{"bind", mode, "private", "nosuid", "nodev", "noexec"},
+		}
+	}
+	return []specs.Mount{
+		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
+		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "noexec", "mode=755", "size=64k"}},
+		{Destination: "/tmp", Type: "tmpfs", Source: "tmpfs",
+			Options: []string{"nosuid", "nodev", "noexec", "mode=1777", fmt.Sprintf("size=%d", tmpBytes)}},
+		bind("", "ro"),
+		bind(launch.StateDir, "rw"),
+		bind(launch.RunDir, "rw"),
+	}
+}
+
+func resources(s launch.Spec) *specs.LinuxResources {
+	memory := orDefault(s.Limits.MemoryBytes, launch.DefaultMemoryBytes)
+	pids := orDefault(s.Limits.PIDs, launch.DefaultPIDs)
+	quota := orDefault(s.Limits.CPUMillis, launch.DefaultCPUMillis) * cpuPeriod / 1000
+	period := uint64(cpuPeriod)
+	r := &specs.LinuxResources{
+		Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}, // runc adds null, zero, random and the like
+		Memory:  &specs.LinuxMemory{Limit: &memory},
+		Pids:    &specs.LinuxPids{Limit: &pids},
+		CPU:     &specs.LinuxCPU{Quota: &quota, Period: &period},
+	}
+	if limitsSwap() {
+		r.Memory.Swap = &memory // memory and swap together: no swap
+	}
+	return r
+}
+
+func orDefault(limit, standard int64) int64 {
+	if limit == 0 {
+		return standard
+	}
+	return limit
+}

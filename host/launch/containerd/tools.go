@@ -1,0 +1,119 @@
+package containerd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"golang.org/x/mod/semver"
+
+	"github.com/dals-host/dals-host/host/worker"
+)
+
+// minVersion is the oldest containerd that is known to work: Debian 12's.
+const minVersion = "v1.6.0"
+
+const installHint = "run: apt-get install containerd runc"
+
+// toolPath is where containerd and runc live, whatever the caller's PATH says.
+const toolPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// tools are the programs that the launcher runs, by absolute path.
+type tools struct {
+	containerd, runc string
+}
+
+// Available says whether workers can run under a private containerd here: the
+// host is root, the programs are installed and new enough, and there are
+// cgroups. The error says why not, and carries the fix as its hint.
+func Available(ctx context.Context) error {
+	_, err := findTools(ctx)
+	return err
+}
+
+func findTools(ctx context.Context) (tools, error) {
+	if os.Geteuid() != 0 {
+		return tools{}, unavailable("run the host as root, or with --launcher process", "containers need root")
+	}
+	found := make(map[string]string)
+	for _, name := range []string{"containerd", "containerd-shim-runc-v2", "runc"} {
+		path := lookPath(name)
+		if path == "" {
+			return tools{}, unavailable(installHint, "%s is not installed", name)
+		}
+		found[name] = path
+	}
+	out, err := exec.CommandContext(ctx, found["containerd"], "--version").Output()
+	if err != nil {
+		return tools{}, unavailable(installHint, "%s --version: %w", found["containerd"], err)
+	}
+	if err := checkVersion(parseVersion(string(out))); err != nil {
+		return tools{}, err
+	}
+	if err := checkCgroups(); err != nil {
+		return tools{}, err
+	}
+	return tools{containerd: found["containerd"], runc: found["runc"]}, nil
+}
+
+func unavailable(hint, format string, args ...any) error {
+	return worker.Hint(fmt.Errorf("containerd cannot be used: %w (%w)", fmt.Errorf(format, args...), worker.ErrUnavailable), hint)
+}
+
+func lookPath(name string) string {
+	for _, dir := range filepath.SplitList(toolPath) {
+		path := filepath.Join(dir, name)
+		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o111 != 0 {
+			return path
+		}
+	}
+	return ""
+}
+
+// parseVersion finds the version in what containerd --version prints: its
+// name, its repository, and the version in some distribution's spelling.
+func parseVersion(line string) string {
+	if fields := strings.Fields(line); len(fields) >= 3 {
+		return fields[2]
+	}
+	return ""
+}
+
+var versionNumbers = regexp.MustCompile(`^v?([0-9]+\.[0-9]+\.[0-9]+)`)
+
+// checkVersion wants minVersion or later of a version as containerd tells it,
+// such as 1.6.20~ds1 or v2.1.0.
+func checkVersion(version string) error {
+	numbers := versionNumbers.FindStringSubmatch(version)
+	if numbers == nil {
+		return unavailable(installHint, "its version %q cannot be read", version)
+	}
+	if semver.Compare("v"+numbers[1], minVersion) < 0 {
+		return unavailable("install containerd "+minVersion[1:]+" or later",
+			"version %s is too old, at least %s is needed", version, minVersion[1:])
+	}
+	return nil
+}
+
+func checkCgroups() error {
+	const fix = "mount the cgroup file system at /sys/fs/cgroup with the memory and pids controllers"
+	if controllers, err := os.ReadFile("/sys/fs/cgroup/cgroup.controllers"); err == nil {
+		for _, name := range []string{"memory", "pids"} {
+			if !strings.Contains(" "+strings.TrimSpace(string(controllers))+" ", " "+name+" ") {
+				return unavailable(fix, "there is no %s cgroup controller", name)
+			}
+		}
+		return nil
+	}
+	for _, name := range []string{"memory", "pids"} {
+		if _, err := os.Stat(filepath.Join(cgroupRoot, name, "cgroup.procs")); errors.Is(err, os.ErrNotExist) {
+			return unavailable(fix, "there is no %s cgroup controller", name)
+		}
+	}
+	return nil
+}
