@@ -64,11 +64,11 @@ type Result struct {
 func (c *Client) Send(ctx context.Context, r SendRequest) (Result, error) {
 	env, known, err := c.sign(ctx, r)
 	if err != nil {
-		return Result{}, fmt.Errorf("send %s: %w", r.Kind, err)
+		return Result{}, fmt.Errorf("send %.63s: %w", r.Kind, err)
 	}
 	result, err := c.exchange(ctx, env, r.Timeout, known)
 	if err != nil {
-		return result, fmt.Errorf("send %s: %w", r.Kind, err)
+		return result, fmt.Errorf("send %.63s: %w", r.Kind, err)
 	}
 	return result, nil
 }
@@ -78,7 +78,7 @@ func (c *Client) Send(ctx context.Context, r SendRequest) (Result, error) {
 func (c *Client) Sign(ctx context.Context, r SendRequest) (*workerv1.Envelope, error) {
 	env, _, err := c.sign(ctx, r)
 	if err != nil {
-		return nil, fmt.Errorf("sign %s: %w", r.Kind, err)
+		return nil, fmt.Errorf("sign %.63s: %w", r.Kind, err)
 	}
 	return env, nil
 }

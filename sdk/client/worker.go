@@ -128,7 +128,7 @@ func (c *Client) Worker(ctx context.Context, ref string) (WorkerDetail, error) {
 func (c *Client) Retire(ctx context.Context, ref string, grace time.Duration) (Worker, error) {
 	resp, err := c.host.Retire(ctx, &hostv1.RetireRequest{Worker: ref, GraceMs: milliseconds(grace)})
 	if err != nil {
-		return Worker{}, fmt.Errorf("retire %s: %w", ref, c.fault(ctx, err))
+		return Worker{}, fmt.Errorf("retire %.63s: %w", ref, c.fault(ctx, err))
 	}
 	return WorkerFromProto(resp.GetWorker()), nil
 }

@@ -1,0 +1,188 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/dals-host/dals-host/sdk/client"
+)
+
+const (
+	installContainerd = "apt-get install --no-install-recommends containerd runc"
+	// What a file system should have free, in bytes.
+	littleSpace, noSpace = 1 << 30, 64 << 20
+	// The ports that workers get.
+	firstPort, lastPort = 20000, 29999
+)
+
+func checkUser() finding {
+	if os.Geteuid() == 0 {
+		return ok("root")
+	}
+	return warn("run the host as root", "not root: workers are plain processes without isolation")
+}
+
+// checkProgram looks for programs that the containerd launcher starts, and asks
+// the first for its version. Without root they are not used.
+func checkProgram(ctx context.Context, names ...string) finding {
+	missing := fail
+	if os.Geteuid() != 0 {
+		missing = warn
+	}
+	for _, name := range names {
+		if _, err := exec.LookPath(name); err != nil {
+			return missing(installContainerd+"; or dals-host serve --launcher process", "%s is not installed", name)
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, names[0], "--version").Output()
+	if err != nil {
+		return missing("see what "+names[0]+" --version says", "%s does not run: %v", names[0], err)
+	}
+	first, _, _ := bytes.Cut(out, []byte("\n"))
+	return ok("%s", first)
+}
+
+// checkCgroups looks for the controllers that bound workers, in version 2 and
+// version 1 of the interface.
+func checkCgroups(root string) finding {
+	const fix = "boot with cgroup_enable=memory, and run where the controllers are delegated"
+	needed := []string{"cpu", "memory", "pids"}
+	version := "version 2"
+	var have []string
+	if data, err := os.ReadFile(filepath.Join(root, "cgroup.controllers")); err == nil {
+		have = strings.Fields(string(data))
+	} else {
+		version = "version 1"
+		for _, controller := range needed {
+			if _, err := os.Stat(filepath.Join(root, controller, "cgroup.procs")); err == nil {
+				have = append(have, controller)
+			}
+		}
+	}
+	for _, controller := range needed {
+		if !slices.Contains(have, controller) {
+			return warn(fix, "%s has no %s controller: workers in containers cannot be bounded", version, controller)
+		}
+	}
+	return ok("%s with %s", version, strings.Join(needed, ", "))
+}
+
+// checkPorts looks whether the kernel gives workers' ports to others.
+func checkPorts(rangeFile string) finding {
+	data, err := os.ReadFile(rangeFile)
+	if err != nil {
+		return warn("", "read ephemeral ports: %v", err)
+	}
+	var from, to int
+	if _, err := fmt.Sscan(string(data), &from, &to); err != nil {
+		return warn("", "read ephemeral ports: %v", err)
+	}
+	if from <= lastPort && firstPort <= to {
+		return fail(`sysctl -w net.ipv4.ip_local_port_range="32768 60999"`,
+			"the kernel gives ports %d to %d to outgoing connections; workers have %d to %d", from, to, firstPort, lastPort)
+	}
+	return ok("workers have %d to %d, outgoing connections %d to %d", firstPort, lastPort, from, to)
+}
+
+func checkFolder(dir string) finding {
+	info, err := os.Stat(dir)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return ok("%s is not there yet: serve makes it", dir)
+	case err != nil:
+		return fail("run as the host's user or as root", "%v", err)
+	case !info.IsDir():
+		return fail("give another --data-dir", "%s is no folder", dir)
+	}
+	if mode := info.Mode().Perm(); mode != 0o700 {
+		return fail("chmod 700 "+dir, "%s has mode %04o, not 0700", dir, mode)
+	}
+	if system, known := info.Sys().(*syscall.Stat_t); known && int(system.Uid) != os.Geteuid() && os.Geteuid() != 0 {
+		return fail("run as the host's user or as root", "%s belongs to uid %d", dir, system.Uid)
+	}
+	return ok("%s", dir)
+}
+
+// checkFileSystem looks at the file system that holds or will hold dir.
+func checkFileSystem(dir string) finding {
+	var fs unix.Statfs_t
+	at := dir
+	for unix.Statfs(at, &fs) != nil {
+		if at == filepath.Dir(at) {
+			return fail("give another --data-dir", "no file system for %s", dir)
+		}
+		at = filepath.Dir(at)
+	}
+	free := fs.Bavail * uint64(fs.Bsize)
+	switch {
+	case fs.Flags&unix.ST_RDONLY != 0:
+		return fail("give another --data-dir", "%s is read-only", at)
+	case fs.Flags&unix.ST_NOEXEC != 0:
+		return fail("mount it with exec, or give another --data-dir", "%s is mounted noexec: plugins cannot run from it", at)
+	case free < noSpace:
+		return fail("free some space, or give another --data-dir", "%d MiB free at %s", free>>20, at)
+	case free < littleSpace:
+		return warn("free some space", "%d MiB free at %s", free>>20, at)
+	}
+	return ok("%d MiB free at %s", free>>20, at)
+}
+
+func (a *app) checkKey() finding {
+	const fix = "dals-host client add NAME --key-out FILE, then --key FILE"
+	file, err := a.keyFile()
+	if err != nil {
+		return fail("", "%v", err)
+	}
+	if _, err := os.Stat(filepath.Dir(file)); errors.Is(err, os.ErrNotExist) {
+		return ok("%s is not there yet: serve makes it with the data folder", file)
+	}
+	info, err := os.Stat(file)
+	if err != nil {
+		return fail(fix, "%v", err)
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return fail("chmod 600 "+file, "%s has mode %04o: others can sign with it", file, info.Mode().Perm())
+	}
+	if _, err := a.loadKey(); err != nil {
+		return fail(fix, "%v", err)
+	}
+	return ok("%s", file)
+}
+
+func (a *app) checkHost(ctx context.Context) finding {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	socket, err := a.socket()
+	if err != nil {
+		return fail("", "%v", err)
+	}
+	c, err := a.connect(ctx)
+	if errors.Is(err, os.ErrNotExist) {
+		return warn("dals-host serve", "no host runs: there is no %s", socket)
+	}
+	var status client.Status
+	if err == nil {
+		defer c.Close()
+		status, err = c.Status(ctx)
+	}
+	if err != nil {
+		return fail(firstOf(hintOf(err), "dals-host serve"), "%v", err)
+	}
+	if len(status.Degraded) > 0 {
+		return warn("dals-host serve --log-level debug tells more", "host %s is degraded: %s", status.HostID, strings.Join(status.Degraded, "; "))
+	}
+	return ok("host %s, version %s, pid %d, launcher %s", status.HostID, status.Version, status.PID, status.Launcher)
+}

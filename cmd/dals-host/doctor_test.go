@@ -1,0 +1,103 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func write(t *testing.T, path, content string) string {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func expect(t *testing.T, name string, got finding, status, detail string) {
+	t.Helper()
+	if got.Status != status || !strings.Contains(got.Detail, detail) {
+		t.Errorf("%s: %+v, want %s with %q", name, got, status, detail)
+	}
+	if status == statusFail && got.Fix == "" {
+		t.Errorf("%s: nothing to do about %q", name, got.Detail)
+	}
+}
+
+func TestCheckPorts(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	expect(t, "debian", checkPorts(write(t, dir+"/a", "32768\t60999\n")), statusOK, "20000 to 29999")
+	expect(t, "all", checkPorts(write(t, dir+"/b", "1024 65535")), statusFail, "1024 to 65535")
+	expect(t, "edge", checkPorts(write(t, dir+"/c", "29999 30000")), statusFail, "29999")
+	expect(t, "next", checkPorts(write(t, dir+"/d", "30000 30001")), statusOK, "")
+	expect(t, "rubbish", checkPorts(write(t, dir+"/e", "x")), statusWarn, "read ephemeral ports")
+	expect(t, "missing", checkPorts(dir+"/f"), statusWarn, "read ephemeral ports")
+}
+
+func TestCheckCgroups(t *testing.T) {
+	t.Parallel()
+	two, one, bare := t.TempDir(), t.TempDir(), t.TempDir()
+	write(t, two+"/cgroup.controllers", "cpuset cpu io memory pids\n")
+	expect(t, "version 2", checkCgroups(two), statusOK, "version 2")
+	write(t, bare+"/cgroup.controllers", "cpu pids\n")
+	expect(t, "without memory", checkCgroups(bare), statusWarn, "no memory controller")
+	for _, controller := range []string{"cpu", "memory", "pids"} {
+		write(t, filepath.Join(one, controller, "cgroup.procs"), "")
+	}
+	expect(t, "version 1", checkCgroups(one), statusOK, "version 1")
+	expect(t, "none", checkCgroups(t.TempDir()), statusWarn, "no cpu controller")
+}
+
+func TestCheckFolder(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	got := checkFolder(dir)
+	expect(t, "open", got, statusFail, "mode 0755")
+	if got.Fix != "chmod 700 "+dir {
+		t.Errorf("fix %q", got.Fix)
+	}
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, "closed", checkFolder(dir), statusOK, dir)
+	expect(t, "missing", checkFolder(dir+"/later"), statusOK, "serve makes it")
+	expect(t, "file", checkFolder(write(t, dir+"/file", "")), statusFail, "no folder")
+	expect(t, "file system", checkFileSystem(dir+"/not/there/yet"), statusOK, "MiB free")
+	expect(t, "read-only", checkFileSystem("/proc/sys"), statusFail, "")
+}
+
+func TestCheckKey(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	a := &app{dataDirFlag: dir}
+	expect(t, "no folder", a.checkKey(), statusOK, "not there yet")
+	file := write(t, dir+"/keys/operator.key", "no key")
+	expect(t, "open to all", a.checkKey(), statusFail, "mode 0644")
+	if err := os.Chmod(file, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, "no key", a.checkKey(), statusFail, "operator.key")
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	got := a.checkKey()
+	expect(t, "missing", got, statusFail, "no such file")
+	if !strings.Contains(got.Fix, "client add") {
+		t.Errorf("fix %q", got.Fix)
+	}
+	if _, err := writeNewKey(file); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, "new key", a.checkKey(), statusOK, file)
+	if _, err := writeNewKey(file); err == nil {
+		t.Error("a key was overwritten")
+	}
+}

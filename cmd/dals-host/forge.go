@@ -1,0 +1,154 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/dals-host/dals-host/sdk/client"
+)
+
+// maxConfig bounds a config file, in bytes.
+const maxConfig = 1 << 20
+
+func forgeCommand(a *app) *cobra.Command {
+	var (
+		request    client.ForgeRequest
+		configFile string
+		settings   []string
+		listTypes  bool
+	)
+	cmd := &cobra.Command{
+		Use:   "forge --type TYPE --name NAME --class-code CODE",
+		Short: "Forge one worker",
+		Long: `Forge one worker: numbers, port, key, certificate, files and signed manifest, then
+its container, until its first heartbeat; or nothing at all. The same command
+again finds the worker that it made. Another request for a taken name fails.`,
+		Example: `  dals-host forge --list-types
+  dals-host forge --type template --name nora --class-code A1 --dry-run
+  dals-host forge --type template --name nora --class-code A1
+  dals-host forge --type ledger --name books --class-code 300.100.000 --set origin=example.org/books`,
+		Args: exactly(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if listTypes {
+				return a.listTypes(cmd.Context())
+			}
+			if err := needs(cmd, "type", "name", "class-code"); err != nil {
+				return err
+			}
+			config, err := a.readConfig(configFile, settings)
+			if err != nil {
+				return err
+			}
+			if config != nil {
+				request.Config = config
+			}
+			return a.forge(cmd.Context(), request)
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&request.Type, "type", "", "worker type")
+	flags.StringVar(&request.Name, "name", "", "name of the worker")
+	flags.StringVar(&request.ClassCode, "class-code", "", "class code: A1 to Z999, or NNN.NNN.NNN")
+	flags.StringVar(&request.Version, "version", "", "version of the type (default the current one)")
+	flags.StringVar(&configFile, "config", "", "`FILE` with the worker's config, a JSON object; - is stdin")
+	flags.StringArrayVar(&settings, "set", nil, "set `KEY=VALUE` in the config; a value that is not JSON is text (repeatable)")
+	flags.BoolVar(&request.DryRun, "dry-run", false, "print the plan and make nothing")
+	flags.BoolVar(&listTypes, "list-types", false, "list the worker types instead")
+	flags.DurationVar(&request.Timeout, "timeout", 0, "bound on the whole forge (default the host's)")
+	completeFlag(cmd, "type", a.typeNames)
+	return cmd
+}
+
+func (a *app) forge(ctx context.Context, r client.ForgeRequest) error {
+	c, err := a.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	made, err := c.Forge(ctx, r)
+	if err != nil {
+		return err
+	}
+	switch {
+	case made.DryRun:
+		a.message("nothing was made: this is what forge would do")
+	case made.Existed:
+		a.message("worker %s exists: the same request made it before", made.WorkerName)
+	}
+	return a.show(made, func(t *table) {
+		if !made.DryRun {
+			workerText(t, made.Worker)
+			return
+		}
+		t.row("", "STEP", "MAKES")
+		for i, s := range made.Plan {
+			t.row(strconv.Itoa(i+1), s.Step, s.Makes)
+		}
+		t.text("plan %s", made.PlanHash)
+	})
+}
+
+// readConfig is the config file with the settings over it; nil when there is
+// neither.
+func (a *app) readConfig(file string, settings []string) (json.RawMessage, error) {
+	if file == "" && len(settings) == 0 {
+		return nil, nil
+	}
+	config := map[string]json.RawMessage{}
+	if file != "" {
+		data, err := a.readInput(file, maxConfig)
+		if err != nil {
+			return nil, fmt.Errorf("read config: %w", err)
+		}
+		if err := json.Unmarshal(data, &config); err != nil {
+			return nil, fmt.Errorf("read config: not a JSON object: %w", err)
+		}
+		if config == nil {
+			return nil, errors.New("read config: null is not a JSON object")
+		}
+	}
+	for _, s := range settings {
+		key, value, ok := strings.Cut(s, "=")
+		if !ok || key == "" {
+			return nil, usagef("--set %q is not KEY=VALUE", s)
+		}
+		if config[key] = json.RawMessage(value); json.Valid([]byte(value)) {
+			continue
+		}
+		text, err := json.Marshal(value)
+		if err != nil {
+			return nil, fmt.Errorf("set %s: %w", key, err)
+		}
+		config[key] = text
+	}
+	return json.Marshal(config)
+}
+
+// readInput reads a file, or stdin for "-", up to limit bytes.
+func (a *app) readInput(file string, limit int64) ([]byte, error) {
+	from := a.stdin
+	if file != "-" {
+		f, err := os.Open(file)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		from = f
+	}
+	data, err := io.ReadAll(io.LimitReader(from, limit+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(data)) > limit {
+		return nil, fmt.Errorf("%s: more than %d bytes", file, limit)
+	}
+	return data, nil
+}

@@ -1,0 +1,35 @@
+package main
+
+import (
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+func retireCommand(a *app) *cobra.Command {
+	var grace time.Duration
+	cmd := &cobra.Command{
+		Use:   "retire WORKER",
+		Short: "End a worker: container, keys and files go, its record stays",
+		Long: `End a worker for good: its container, keys and files are removed. Its entries in
+the record stay, and its name may be used again.`,
+		Example: `  dals-host retire nora
+  dals-host retire nora --grace 30s --json`,
+		Args:              exactly(1),
+		ValidArgsFunction: a.completeWorker,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			w, err := c.Retire(cmd.Context(), args[0], grace)
+			if err != nil {
+				return err
+			}
+			return a.show(w, func(t *table) { t.text("retired %s (%s)", w.WorkerName, w.WorkerSerial) })
+		},
+	}
+	cmd.Flags().DurationVar(&grace, "grace", 0, "time for the worker to end by itself (default the host's)")
+	return cmd
+}

@@ -1,0 +1,86 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/hashicorp/go-hclog"
+	"github.com/spf13/cobra"
+
+	"github.com/dals-host/dals-host/host"
+)
+
+func serveCommand(a *app) *cobra.Command {
+	var config host.Config
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the host in the foreground",
+		Long: `Run the host in the foreground, until SIGTERM or Ctrl-C: then it finishes what is
+in flight and detaches. Workers go on without it; the next serve finds them. It
+prints a line that starts with "ready" on stdout once it serves, and tells
+systemd (Type=notify, with KillMode=process and Delegate=yes).`,
+		Example: `  dals-host serve
+  dals-host serve --data-dir ./data --plugins ./plugins --launcher process
+  dals-host serve --http 127.0.0.1:8080 --log-level debug`,
+		Args: exactly(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			dir, err := a.dataDir()
+			if err != nil {
+				return err
+			}
+			config.DataDir, config.Version, config.Logger = dir, ownVersion(), a.logger()
+			return a.serve(cmd.Context(), config)
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringArrayVar(&config.PluginDirs, "plugins", nil, "`FOLDER` of plugin binaries besides the data folder's plugins (repeatable)")
+	flags.StringVar(&config.Launcher, "launcher", "auto", "what runs workers: auto, containerd or process")
+	flags.StringVar(&config.Containerd, "containerd", "private", "containerd to use: its address, or private for one of the host's own")
+	flags.StringVar(&config.HTTP, "http", "", "`ADDRESS` to answer /healthz at (default none)")
+	return cmd
+}
+
+func (a *app) serve(ctx context.Context, config host.Config) error {
+	h, err := host.New(ctx, config)
+	if err != nil {
+		return fmt.Errorf("start host: %w", err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- h.Run(ctx) }()
+	select {
+	case err := <-ended:
+		return wrapRun(err)
+	case <-h.Ready():
+	}
+	launcher, reason := h.LauncherName()
+	fmt.Fprintf(a.stdout, "ready host=%s socket=%s launcher=%s (%s)\n", h.ID(), h.Socket(), launcher, reason)
+	notify(config.Logger, daemon.SdNotifyReady)
+	stopping := context.AfterFunc(ctx, func() { notify(config.Logger, daemon.SdNotifyStopping) })
+	defer stopping()
+	return wrapRun(<-ended)
+}
+
+func wrapRun(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("run host: %w", err)
+}
+
+// notify tells systemd where it asked to be told.
+func notify(log hclog.Logger, state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		log.Warn("systemd not notified", "state", state, "error", err)
+	}
+}
+
+func (a *app) logger() hclog.Logger {
+	colour := hclog.ColorOff
+	if colourful(a.stderr) {
+		colour = hclog.ForceColor
+	}
+	return hclog.New(&hclog.LoggerOptions{
+		Name: "dals-host", Level: hclog.LevelFromString(a.logLevel), Output: a.stderr, JSONFormat: a.json, Color: colour,
+	})
+}

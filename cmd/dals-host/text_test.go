@@ -1,0 +1,134 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/dals-host/dals-host/sdk/client"
+)
+
+func TestPrintable(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]string{
+		"plain":                        "plain",
+		"\x1b[2J\x1b]0;title\x07gone":  "[2J]0;titlegone",
+		"a\x00b\x7fc\u009bd\u202ee\r":  "abcde",
+		"Ärger 漢字 🐐 \uFFFD":            "Ärger 漢字 🐐 \uFFFD",
+		"two\nlines\tand a tab\r\n\n\n": "two; lines and a tab",
+	} {
+		if got := oneLine(in); got != want {
+			t.Errorf("oneLine(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
+
+func FuzzLogText(f *testing.F) {
+	f.Add(`{"@timestamp":"2026-01-01T00:00:00Z","@level":"info","@message":"m","n":1}`)
+	f.Add("\x1b[31mraw\t\xff")
+	f.Add(`{"@message":"a\u001b[0m\n","k\n":{"x":["\u0007"]}}`)
+	f.Fuzz(func(t *testing.T, line string) {
+		text := logText(line)
+		for _, r := range text {
+			if r < ' ' || r >= 0x7f && r < 0xa0 {
+				t.Fatalf("%q gives %q with %U", line, text, r)
+			}
+		}
+		if object := logJSON(line); !json.Valid(object) || object[0] != '{' || bytes.ContainsAny(object, "\n") {
+			t.Fatalf("%q gives %s", line, object)
+		}
+	})
+}
+
+func TestLogText(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]string{
+		`{"@timestamp":"2026-01-01T00:00:00.000000Z","@level":"info","@module":"w","@message":"task done","b":"x y","a":1.5,"c":[1],"@caller":"f.go:1"}`: `2026-01-01T00:00:00.000000Z [INFO]  w: task done a=1.5 b="x y" c=[1]`,
+		`{"@message":"bare"}`:             "bare",
+		`{"message":"somebody else's"}`:   `{"message":"somebody else's"}`,
+		"panic: \x1b[31mno\n":             "panic: [31mno",
+		"\tgoroutine 1":                   "    goroutine 1",
+		`{"@message":"m","k":"\u001b[m"}`: "m k=[m",
+	} {
+		if got := logText(in); got != want {
+			t.Errorf("logText(%s)\n %q, want\n %q", in, got, want)
+		}
+	}
+	if got := string(logJSON("raw")); got != `{"@message":"raw"}` {
+		t.Errorf("logJSON: %s", got)
+	}
+}
+
+func TestParseSince(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for in, want := range map[string]time.Time{
+		"":                     {},
+		"10m":                  now.Add(-10 * time.Minute),
+		"2026-01-01T00:00:00Z": time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC),
+	} {
+		if got, err := parseSince(in, now); err != nil || !got.Equal(want) {
+			t.Errorf("parseSince(%q) = %s, %v", in, got, err)
+		}
+	}
+	if _, err := parseSince("yesterday", now); err == nil {
+		t.Error("yesterday is a time")
+	}
+}
+
+func TestReadConfig(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "c.json")
+	if err := os.WriteFile(file, []byte(`{"a": 1, "big": 12345678901234567890, "b": {"x": true}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a := &app{stdin: strings.NewReader(`{"from":"stdin"}`)}
+	for _, test := range []struct {
+		file string
+		set  []string
+		want string
+	}{
+		{"", nil, ""},
+		{file, nil, `{"a":1,"b":{"x":true},"big":12345678901234567890}`},
+		{file, []string{"a=2", "b=text", "c=a=b", `d="3"`, "e="}, `{"a":2,"b":"text","big":12345678901234567890,"c":"a=b","d":"3","e":""}`},
+		{"-", nil, `{"from":"stdin"}`},
+	} {
+		if got, err := a.readConfig(test.file, test.set); err != nil || string(got) != test.want {
+			t.Errorf("readConfig(%s, %v) = %s, %v", test.file, test.set, got, err)
+		}
+	}
+	for _, bad := range []string{"[]", "null", "{", `{} {}`, ""} {
+		a.stdin = strings.NewReader(bad)
+		if got, err := a.readConfig("-", nil); err == nil {
+			t.Errorf("config %q is taken for %s", bad, got)
+		}
+	}
+	a.stdin = strings.NewReader(strings.Repeat(" ", maxConfig+1))
+	if _, err := a.readConfig("-", nil); err == nil {
+		t.Error("a config has no bound")
+	}
+	for _, set := range []string{"a", "=1"} {
+		if _, err := a.readConfig("", []string{set}); err == nil {
+			t.Errorf("--set %q is taken", set)
+		}
+	}
+}
+
+func TestWorkerText(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	a := &app{stdout: &out}
+	w := client.Worker{WorkerName: "nora", State: "failed", StateReason: "exit 1\x1b[31m", VaultFault: "identity.json: missing", Glyph: "+--+\n|\x1b.|\n+--+"}
+	if err := a.show(w, func(t *table) { workerText(t, w) }); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"state          failed: exit 1[31m\n", "vault_integrity=false: identity.json: missing\n", "glyph          +--+\n               |.|\n"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("%q is not in\n%s", want, out.String())
+		}
+	}
+}

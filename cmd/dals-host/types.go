@@ -1,0 +1,52 @@
+package main
+
+import (
+	"context"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+func typesCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "types",
+		Short: "List the registered worker types",
+		Example: `  dals-host types
+  dals-host types --json | jq -r '.[].tasks[].kind'`,
+		Args: exactly(0),
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.listTypes(cmd.Context()) },
+	}
+}
+
+func (a *app) listTypes(ctx context.Context) error {
+	c, err := a.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	types, err := c.Types(ctx)
+	if err != nil {
+		return err
+	}
+	if len(types) == 0 {
+		a.message("no worker types: copy plugin binaries into the host's plugins folder")
+	}
+	return a.show(types, func(t *table) {
+		t.row("NAME", "VERSION", "DIGEST", "FAMILY", "WORKERS", "TASKS", "SUMMARY")
+		for _, k := range types {
+			var kinds []string
+			for _, task := range k.Tasks {
+				kinds = append(kinds, task.Kind)
+			}
+			workers := strconv.Itoa(k.Workers)
+			if k.Draining {
+				workers += " (draining)"
+			}
+			t.row(k.Name, k.Version, short(k.Digest), k.Family, workers, strings.Join(kinds, ","), k.Summary)
+		}
+	})
+}
+
+// short is enough of a digest to tell it from others.
+func short(digest string) string { return digest[:min(len(digest), 12)] }

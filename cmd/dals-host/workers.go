@@ -1,0 +1,133 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/dals-host/dals-host/sdk/client"
+)
+
+func workersCommand(a *app) *cobra.Command {
+	var filter client.WorkerFilter
+	cmd := &cobra.Command{
+		Use:   "workers",
+		Short: "List workers",
+		Example: `  dals-host workers
+  dals-host workers --type ledger --state live
+  dals-host workers --all --json | jq -r '.[].worker_serial'`,
+		Args: exactly(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			workers, err := c.Workers(cmd.Context(), filter)
+			if err != nil {
+				return err
+			}
+			return a.show(workers, func(t *table) { workerTable(t, workers) })
+		},
+	}
+	cmd.Flags().StringVar(&filter.Type, "type", "", "only workers of this type")
+	cmd.Flags().StringVar(&filter.State, "state", "", "only workers in this state: live, restarting, failed, retiring or retired")
+	cmd.Flags().BoolVar(&filter.Retired, "all", false, "the retired ones too")
+	completeFlag(cmd, "type", a.typeNames)
+	return cmd
+}
+
+func workerCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "worker WORKER",
+		Short: "Tell all about one worker, by name or serial",
+		Long: `Tell all about one worker, by name or serial. --json adds its identity.json and
+worker_manifest.json as they are on disk.`,
+		Example: `  dals-host worker nora
+  dals-host worker DMN-TP-1-5f3a9c01-00002 --json | jq .manifest.files`,
+		Args:              exactly(1),
+		ValidArgsFunction: a.completeWorker,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			w, err := c.Worker(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return a.show(w, func(t *table) { workerText(t, w.Worker) })
+		},
+	}
+}
+
+func workerTable(t *table, workers []client.Worker) {
+	t.row("NAME", "TYPE", "VERSION", "SERIAL", "CLASS", "PORT", "STATE", "VAULT", "HEARTBEAT")
+	for _, w := range workers {
+		t.row(w.WorkerName, w.WorkerType, w.TypeVersion, w.WorkerSerial, w.ClassCode, strconv.Itoa(w.Port),
+			w.State, vaultWord(w), heartbeatWord(w))
+	}
+}
+
+// workerText is all that is known of a worker, a line for each.
+func workerText(t *table, w client.Worker) {
+	t.row("name", w.WorkerName)
+	t.row("type", w.WorkerType+" "+w.TypeVersion)
+	t.row("serial", w.WorkerSerial)
+	t.row("model number", w.ModelNumber)
+	t.row("ledger code", w.LedgerCode)
+	t.row("class code", w.ClassCode)
+	t.row("port", strconv.Itoa(w.Port))
+	t.row("launcher", w.Launcher)
+	t.row("state", reasoned(w.State, w.StateReason))
+	if w.Restarts > 0 {
+		t.row("restarts", strconv.Itoa(w.Restarts))
+	}
+	t.row("vault", reasoned("vault_integrity="+strconv.FormatBool(w.VaultIntegrity), w.VaultFault))
+	t.row("heartbeat", heartbeatWord(w))
+	t.row("created", stamp(w.CreatedAt))
+	if !w.RetiredAt.IsZero() {
+		t.row("retired", stamp(w.RetiredAt))
+	}
+	t.row("manifest", w.ManifestSHA256)
+	if w.ImageDigest != "" {
+		t.row("image", w.ImageDigest)
+	}
+	t.row("public key", w.PublicKey)
+	t.block("glyph", w.Glyph)
+}
+
+func reasoned(word, reason string) string {
+	if reason == "" {
+		return word
+	}
+	return word + ": " + reason
+}
+
+func vaultWord(w client.Worker) string {
+	if w.VaultIntegrity {
+		return "ok"
+	}
+	return "FAULT"
+}
+
+func heartbeatWord(w client.Worker) string {
+	if w.Heartbeat.Last.IsZero() {
+		return "none"
+	}
+	ago := max(0, time.Since(w.Heartbeat.Last.Time)).Round(100 * time.Millisecond)
+	if w.Heartbeat.Missed > 0 {
+		return fmt.Sprintf("%s ago, %d missed", ago, w.Heartbeat.Missed)
+	}
+	return fmt.Sprintf("%s ago", ago)
+}
+
+func stamp(t client.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.UTC().Format(time.RFC3339)
+}
