@@ -1,0 +1,140 @@
+package host
+
+import (
+	"context"
+	"crypto/ed25519"
+	"fmt"
+	"iter"
+	"time"
+
+	"github.com/dals-host/dals-host/host/broker"
+	"github.com/dals-host/dals-host/host/catalog"
+	"github.com/dals-host/dals-host/host/forge"
+	"github.com/dals-host/dals-host/host/gate"
+	"github.com/dals-host/dals-host/host/launch"
+	"github.com/dals-host/dals-host/host/record"
+	"github.com/dals-host/dals-host/host/registry"
+	"github.com/dals-host/dals-host/host/worker"
+	workerv1 "github.com/dals-host/dals-host/sdk/proto/worker/v1"
+)
+
+// Each part declares what it needs of its neighbours. The types below are where
+// one part's words become another's; they decide nothing.
+
+// source gives the record the registry's entries.
+type source struct{ *registry.Registry }
+
+func (s source) Groups(ctx context.Context, from uint64) iter.Seq2[record.Group, error] {
+	return func(yield func(record.Group, error) bool) {
+		for g, err := range s.Registry.Groups(ctx, from) {
+			if !yield(record.Group(g), err) {
+				return
+			}
+		}
+	}
+}
+
+// recorder appends entries that stand for themselves.
+type recorder struct{ *registry.Registry }
+
+func (r recorder) Record(ctx context.Context, e record.Entry) error {
+	line, err := e.Encode()
+	if err != nil {
+		return err
+	}
+	return r.Update(ctx, func(tx *registry.Tx) error {
+		_, err := tx.Append(line)
+		return err
+	})
+}
+
+func (h *Host) note(ctx context.Context, e record.Entry) error {
+	return recorder{h.registry}.Record(ctx, e)
+}
+
+// past reads entries back for the gate.
+type past struct{ *registry.Registry }
+
+func (p past) EntriesSince(ctx context.Context, since time.Time, visit func(record.Entry) error) error {
+	for g, err := range p.GroupsSince(ctx, since) {
+		if err != nil {
+			return err
+		}
+		for _, line := range g.Entries {
+			e, err := record.Decode(line)
+			if err != nil {
+				return err
+			}
+			if err := visit(e); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// directory tells the gate who is who.
+type directory struct{ *registry.Registry }
+
+func (d directory) Client(ctx context.Context, id string) (name string, public ed25519.PublicKey, revoked bool, err error) {
+	c, err := d.Registry.Client(ctx, id)
+	return c.Name, c.PublicKey, !c.RevokedAt.IsZero(), err
+}
+
+// kinds tells the gate what tasks take.
+type kinds struct{ *plugins }
+
+func (k kinds) InputSchema(_ context.Context, pluginDigest, kind string) ([]byte, error) {
+	d, err := k.Descriptor(pluginDigest)
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range d.GetTasks() {
+		if t.GetKind() == kind {
+			return t.GetInputSchema(), nil
+		}
+	}
+	return nil, fmt.Errorf("task %s: %w", kind, worker.ErrNotFound)
+}
+
+// types tells the forge what can be made.
+type types struct{ catalog *catalog.Catalog }
+
+func (t types) Lookup(_ context.Context, name, version string) (forge.Type, error) {
+	e, err := t.catalog.Lookup(name, version)
+	if err != nil {
+		return forge.Type{}, err
+	}
+	return forge.Type{Descriptor: e.Descriptor, Image: launch.Image{
+		Digest: e.Digest, Path: e.Path, Type: e.Type, Version: e.Version,
+	}}, nil
+}
+
+// gateway puts the gate before the broker.
+type gateway struct{ *gate.Gate }
+
+func (g gateway) Admit(ctx context.Context, peer string, env *workerv1.Envelope) (broker.Admitted, error) {
+	a, err := g.Gate.Admit(ctx, peer, env)
+	if err != nil {
+		return broker.Admitted{}, err
+	}
+	return broker.Admitted{Envelope: a.Envelope, Header: a.Header, Worker: a.Worker}, nil
+}
+
+func (g gateway) Refused(ctx context.Context, peer string, a broker.Admitted, err error) error {
+	return g.Gate.Refused(ctx, peer, &gate.Admission{Envelope: a.Envelope, Header: a.Header, Worker: a.Worker}, err)
+}
+
+// spec says how to run a worker, from its row and its type's descriptor.
+func (h *Host) spec(w worker.Worker) launch.Spec {
+	s := launch.Spec{
+		Serial: w.Serial, Dir: h.stage.Dir(w.Serial), UID: w.UID,
+		Image: launch.Image{Digest: w.PluginDigest, Path: h.binary(w.PluginDigest), Type: w.Type, Version: w.TypeVersion},
+	}
+	// A descriptor that cannot be read leaves the launcher's default limits.
+	if d, err := h.plugins.Descriptor(w.PluginDigest); err == nil {
+		r := d.GetResources()
+		s.Limits = worker.Limits{MemoryBytes: r.GetMemoryBytes(), CPUMillis: r.GetCpuMillis(), PIDs: r.GetPids()}
+	}
+	return s
+}

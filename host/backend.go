@@ -1,0 +1,297 @@
+package host
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/dals-host/dals-host/host/control"
+	"github.com/dals-host/dals-host/host/forge"
+	"github.com/dals-host/dals-host/host/launch"
+	"github.com/dals-host/dals-host/host/record"
+	"github.com/dals-host/dals-host/host/registry"
+	"github.com/dals-host/dals-host/host/worker"
+	"github.com/dals-host/dals-host/sdk/client"
+	"github.com/dals-host/dals-host/sdk/envelope"
+	"github.com/dals-host/dals-host/sdk/identity"
+	"github.com/dals-host/dals-host/sdk/manifest"
+)
+
+// backend is what the control API asks, answered by the host's parts.
+type backend struct{ *Host }
+
+func (b backend) Forge(ctx context.Context, r control.ForgeRequest) (control.ForgeResult, error) {
+	made, err := b.forge.Forge(ctx, forge.Request(r))
+	if err != nil {
+		return control.ForgeResult{}, err
+	}
+	b.mirror(made.Worker.Serial)
+	return control.ForgeResult{Worker: b.view(ctx, made.Worker), Existed: made.Existed}, nil
+}
+
+func (b backend) Plan(ctx context.Context, r control.ForgeRequest) (control.Plan, error) {
+	plan, err := b.forge.Plan(ctx, forge.Request(r))
+	if err != nil {
+		return control.Plan{}, err
+	}
+	p := control.Plan{Worker: control.WorkerView{Worker: plan.Worker, HeartbeatInterval: heartbeatInterval}, Hash: plan.Hash}
+	for _, s := range plan.Steps {
+		p.Steps = append(p.Steps, control.PlanStep(s))
+	}
+	return p, nil
+}
+
+func (b backend) Retire(ctx context.Context, ref string, grace time.Duration) (worker.Worker, error) {
+	w, err := findWorker(ctx, b.registry, ref)
+	if err != nil {
+		return w, err
+	}
+	w, err = b.forge.Retire(ctx, w.Serial, grace)
+	if err == nil {
+		b.mirror(w.Serial)
+	}
+	return w, err
+}
+
+func (b backend) Workers(ctx context.Context, f control.WorkerFilter) ([]control.WorkerView, error) {
+	workers, err := b.registry.Workers(ctx, registry.Filter{Type: f.Type, State: f.State, IncludeRetired: f.Retired})
+	if err != nil {
+		return nil, err
+	}
+	views := make([]control.WorkerView, len(workers))
+	for i, w := range workers {
+		views[i] = b.view(ctx, w)
+	}
+	return views, nil
+}
+
+func (b backend) Worker(ctx context.Context, ref string) (control.WorkerDetail, error) {
+	w, err := findWorker(ctx, b.registry, ref)
+	if err != nil {
+		return control.WorkerDetail{}, err
+	}
+	d := control.WorkerDetail{WorkerView: b.view(ctx, w)}
+	root, err := b.stage.OpenRoot(w.Serial)
+	if errors.Is(err, worker.ErrNotFound) {
+		return d, nil
+	}
+	if err != nil {
+		return d, err
+	}
+	defer root.Close()
+	// What is missing of them shows in the vault's integrity.
+	d.Identity, _ = root.ReadFile(identity.File)
+	d.Manifest, _ = root.ReadFile(manifest.File)
+	return d, nil
+}
+
+func (b backend) Log(ctx context.Context, ref string) (*os.File, error) {
+	w, err := findWorker(ctx, b.registry, ref)
+	if err != nil {
+		return nil, err
+	}
+	root, err := b.stage.OpenRoot(w.Serial)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	f, err := root.Open(path.Join(launch.LogsDir, launch.LogFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("log of worker %s: %w", w.Name, worker.ErrNotFound)
+	}
+	return f, err
+}
+
+func (b backend) Send(ctx context.Context, r control.SendRequest) (control.SendResult, error) {
+	reply, err := b.broker.Send(ctx, r.Peer, r.Envelope, r.Timeout)
+	if err != nil {
+		return control.SendResult{}, err
+	}
+	return control.SendResult{
+		Result: reply.Result, Serial: reply.Worker.Serial, PublicKey: reply.Worker.PublicKey,
+		AdmittedIndex: reply.AdmittedIndex, ResultIndex: reply.ResultIndex, Duration: reply.Duration,
+	}, nil
+}
+
+func (b backend) AddClient(ctx context.Context, name string, publicKey []byte) (control.Client, error) {
+	if err := worker.CheckName(name); err != nil {
+		return control.Client{}, fmt.Errorf("client name: %w", err)
+	}
+	c := registry.Client{Name: name, ID: envelope.ClientID(publicKey), PublicKey: publicKey, CreatedAt: time.Now().UTC()}
+	return control.Client{Name: c.Name, ID: c.ID, CreatedAt: c.CreatedAt}, b.enrol(ctx, c, nil)
+}
+
+// enrol adds a client and its entry in one transaction, with whatever else
+// belongs to it.
+func (h *Host) enrol(ctx context.Context, c registry.Client, also func(*registry.Tx) error) error {
+	line, err := clientEntry(record.ClientAdded, c, c.CreatedAt)
+	if err != nil {
+		return err
+	}
+	return h.registry.Update(ctx, func(tx *registry.Tx) error {
+		if err := tx.AddClient(c); err != nil {
+			return err
+		}
+		if also != nil {
+			if err := also(tx); err != nil {
+				return err
+			}
+		}
+		_, err := tx.Append(line)
+		return err
+	})
+}
+
+func clientEntry(kind record.Kind, c registry.Client, at time.Time) ([]byte, error) {
+	return record.Entry{At: at, Kind: kind, Client: &record.ClientFields{Name: c.Name, ID: c.ID, PublicKey: c.PublicKey}}.Encode()
+}
+
+func (b backend) ListClients(ctx context.Context) ([]control.Client, error) {
+	clients, err := b.registry.Clients(ctx)
+	if err != nil {
+		return nil, err
+	}
+	list := make([]control.Client, len(clients))
+	for i, c := range clients {
+		list[i] = control.Client{Name: c.Name, ID: c.ID, CreatedAt: c.CreatedAt, RevokedAt: c.RevokedAt}
+	}
+	return list, nil
+}
+
+func (b backend) RevokeClient(ctx context.Context, name string) (control.Client, error) {
+	clients, err := b.registry.Clients(ctx)
+	if err != nil {
+		return control.Client{}, err
+	}
+	now := time.Now().UTC()
+	for _, c := range clients {
+		if c.Name != name || !c.RevokedAt.IsZero() {
+			continue
+		}
+		line, err := clientEntry(record.ClientRevoked, c, now)
+		if err != nil {
+			return control.Client{}, err
+		}
+		return control.Client{Name: c.Name, ID: c.ID, CreatedAt: c.CreatedAt, RevokedAt: now},
+			b.registry.Update(ctx, func(tx *registry.Tx) error {
+				if err := tx.RevokeClient(name, now); err != nil {
+					return err
+				}
+				_, err := tx.Append(line)
+				return err
+			})
+	}
+	return control.Client{}, worker.Hint(fmt.Errorf("client %s: %w", name, worker.ErrNotFound), "run dals-host client list to see those that there are")
+}
+
+func (b backend) Status(ctx context.Context) (control.Status, error) {
+	size, err := b.registry.Size(ctx)
+	if err != nil {
+		return control.Status{}, err
+	}
+	_, published := b.record.Checkpoint()
+	return control.Status{
+		HostID: b.ID(), Version: b.Version, Launcher: b.launcher.Name(), LauncherReason: b.reason,
+		StartedAt: b.startedAt, RecordSize: size, CheckpointSize: published, Degraded: b.ports.degraded(),
+	}, nil
+}
+
+func (b backend) Types(ctx context.Context) ([]control.Type, error) {
+	entries := b.catalog.Types()
+	list := make([]control.Type, len(entries))
+	for i, e := range entries {
+		n, err := b.registry.CountWorkers(ctx, e.Descriptor.GetName(), e.Descriptor.GetVersion())
+		if err != nil {
+			return nil, err
+		}
+		list[i] = control.Type{Descriptor: e.Descriptor, Digest: e.Digest, Workers: n, Draining: e.Draining}
+	}
+	return list, nil
+}
+
+func (b backend) Plugins(context.Context) ([]control.Plugin, error) {
+	seen := b.catalog.Plugins()
+	list := make([]control.Plugin, len(seen))
+	for i, p := range seen {
+		list[i] = control.Plugin{
+			Path: p.Path, Digest: p.Digest, State: string(p.State), Type: p.Type, Version: p.Version, Reason: p.Reason, Fix: p.Fix,
+		}
+	}
+	return list, nil
+}
+
+// defaultDownTimeout is what workers get to end by themselves.
+const defaultDownTimeout = 10 * time.Second
+
+// Down ends every worker, then what the launcher runs, then the host. The
+// workers stay in the registry: the next host on this folder starts them again.
+func (b backend) Down(ctx context.Context, timeout time.Duration) (int, error) {
+	if timeout == 0 {
+		timeout = defaultDownTimeout
+	}
+	ctx = context.WithoutCancel(ctx)
+	b.supervisor.Close()
+	running, err := b.launcher.List(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("list workers: %w", err)
+	}
+	var g errgroup.Group
+	g.SetLimit(8)
+	for _, s := range running {
+		g.Go(func() error {
+			return errors.Join(b.launcher.Stop(ctx, s.Serial, timeout), b.launcher.Remove(ctx, s.Serial))
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return 0, fmt.Errorf("end workers: %w", err)
+	}
+	if err := b.launcher.Down(ctx); err != nil {
+		return 0, fmt.Errorf("end launcher: %w", err)
+	}
+	b.downing.Do(func() { close(b.isDown) })
+	return len(running), nil
+}
+
+// view adds to a worker what the host sees of its health. Its vault is whole
+// only if the host's own check and the worker's report hold.
+func (h *Host) view(ctx context.Context, w worker.Worker) control.WorkerView {
+	v := control.WorkerView{Worker: w, HeartbeatInterval: heartbeatInterval}
+	if w.State == worker.StateRetired || w.State == worker.StateForging {
+		return v
+	}
+	health := h.broker.Health(w.Serial)
+	v.LastHeartbeat, v.MissedHeartbeats = health.Last, health.Missed
+	v.VaultFault = h.integrity.fault(ctx, w)
+	switch {
+	case v.VaultFault != "":
+	case health.VaultFault != "":
+		v.VaultFault = "the worker reports: " + health.VaultFault
+	case !health.VaultIntegrity:
+		v.VaultFault = "the worker has not reported yet"
+	default:
+		v.VaultIntegrity = true
+	}
+	return v
+}
+
+// mirror writes worker_<serial>.json, for people and scripts; the registry is
+// the truth, so a mirror that cannot be written is only a warning.
+func (h *Host) mirror(serial worker.Serial) {
+	ctx := context.Background()
+	w, err := h.registry.Worker(ctx, serial)
+	if err == nil {
+		var text []byte
+		text, err = json.MarshalIndent(client.WorkerFromProto(control.WorkerProto(h.view(ctx, w))), "", "  ")
+		err = errors.Join(err, h.stage.WriteMirror(serial, append(text, '\n')))
+	}
+	if err != nil {
+		h.Logger.Warn("worker file not written", "serial", serial, "error", err)
+	}
+}

@@ -1,0 +1,224 @@
+// Package host puts a host together: it opens the data folder, makes each part
+// with what it needs of the others, brings what an earlier host left to an end,
+// and runs until it is told to stop. New and Run are the table of contents of
+// the whole system.
+//
+// One data folder has one host at a time; a lock on it says so. What New opens
+// Run closes, whichever way it ends. Workers outlive the host; Down ends them.
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/gofrs/flock"
+	"github.com/hashicorp/go-hclog"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/dals-host/dals-host/host/broker"
+	"github.com/dals-host/dals-host/host/catalog"
+	"github.com/dals-host/dals-host/host/control"
+	"github.com/dals-host/dals-host/host/forge"
+	"github.com/dals-host/dals-host/host/gate"
+	"github.com/dals-host/dals-host/host/keyring"
+	"github.com/dals-host/dals-host/host/launch"
+	"github.com/dals-host/dals-host/host/record"
+	"github.com/dals-host/dals-host/host/registry"
+	"github.com/dals-host/dals-host/host/stage"
+	"github.com/dals-host/dals-host/host/supervise"
+	"github.com/dals-host/dals-host/host/worker"
+)
+
+// Config says how to run a host.
+type Config struct {
+	DataDir    string
+	PluginDirs []string // besides <DataDir>/plugins
+	Launcher   string   // auto, containerd or process
+	Containerd string   // "" or "private": the containerd that the host runs itself
+	HTTP       string   // address for /healthz; empty for none
+	Version    string   // of this binary
+	Logger     hclog.Logger
+}
+
+// heartbeatInterval is how often a worker gives a sign of life.
+const heartbeatInterval = 2 * time.Second
+
+// Host is a running host.
+type Host struct {
+	Config
+	paths     paths
+	startedAt time.Time
+	reason    string // why this launcher
+
+	lock       *flock.Flock
+	keys       *keyring.Keyring
+	registry   *registry.Registry
+	record     *record.Log
+	launcher   launch.Launcher
+	stage      *stage.Store
+	ports      *portKeeper
+	plugins    *plugins
+	catalog    *catalog.Catalog
+	gate       *gate.Gate
+	broker     *broker.Broker
+	supervisor *supervise.Supervisor
+	forge      *forge.Forge
+	control    *control.Server
+	integrity  *integrity
+
+	closers []func() error // in the order of opening
+	ready   chan struct{}
+	downing sync.Once
+	isDown  chan struct{} // closed once Down is done
+}
+
+// New opens the data folder and everything in it. It starts nothing but the
+// private containerd; Run does.
+func New(ctx context.Context, c Config) (_ *Host, err error) {
+	h := &Host{Config: c, paths: pathsOf(c.DataDir), startedAt: time.Now().UTC(), ready: make(chan struct{}), isDown: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, h.close())
+		}
+	}()
+	for _, open := range []func(context.Context) error{
+		h.lockFolder, h.openRegistry, h.openKeys, h.openRecord, h.openLauncher, h.openStage, h.openPorts,
+		h.openCatalog, h.openGateAndBroker, h.openSupervisorAndForge, h.openControl,
+	} {
+		if err := open(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return h, nil
+}
+
+// Run serves until ctx ends or Down was called. Before it is ready it settles
+// what an earlier host left open.
+func (h *Host) Run(ctx context.Context) (err error) {
+	defer func() { err = errors.Join(err, h.close()) }()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if err := h.recover(ctx); err != nil {
+		return err
+	}
+	g, running := errgroup.WithContext(ctx)
+	for _, run := range []func(context.Context) error{
+		h.record.Run, h.catalog.Run, h.gate.Run, h.serveHTTP, h.control.Serve,
+	} {
+		g.Go(func() error { return run(running) })
+	}
+	close(h.ready)
+	g.Go(func() error {
+		select {
+		case <-h.isDown:
+			cancel()
+		case <-running.Done():
+		}
+		return nil
+	})
+	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// recover ends open forges and retirements and takes over the living workers.
+func (h *Host) recover(ctx context.Context) error {
+	if err := h.forge.Recover(ctx); err != nil {
+		// What could not be undone stays in the journal; the host serves on.
+		h.Logger.Error("not all that was left open could be settled", "error", err)
+	}
+	swept, err := h.stage.Sweep(func(worker.Serial) bool { return false })
+	if err != nil {
+		return fmt.Errorf("sweep stages: %w", err)
+	}
+	if len(swept) > 0 {
+		h.Logger.Warn("stages without a forge removed", "serials", swept)
+	}
+	workers, err := h.registry.Workers(ctx, registry.Filter{})
+	if err != nil {
+		return fmt.Errorf("read workers: %w", err)
+	}
+	for _, w := range workers {
+		h.adopt(ctx, w)
+	}
+	return h.note(ctx, record.Entry{At: h.startedAt, Kind: record.HostStarted, Reason: "version " + h.Version})
+}
+
+// adopt takes over a worker that exists. One worker's trouble is its own.
+func (h *Host) adopt(ctx context.Context, w worker.Worker) {
+	if w.State == worker.StateForging || w.State == worker.StateRetiring {
+		return // could not be settled now; the next start tries again
+	}
+	h.ports.rebind(ctx, w)
+	h.broker.Attach(w, h.stage.Dir(w.Serial))
+	if w.State == worker.StateLive || w.State == worker.StateRestarting {
+		h.supervisor.Keep(w)
+	}
+	h.mirror(w.Serial)
+}
+
+// Ready is closed once the host serves.
+func (h *Host) Ready() <-chan struct{} { return h.ready }
+
+// ID is the host's id.
+func (h *Host) ID() string { return h.keys.HostID() }
+
+// Socket is the path of the control socket.
+func (h *Host) Socket() string { return h.paths.socket }
+
+// LauncherName is the launcher in use, and why it was picked.
+func (h *Host) LauncherName() (name, reason string) { return h.launcher.Name(), h.reason }
+
+func (h *Host) onClose(f func() error) { h.closers = append(h.closers, f) }
+
+// close closes what was opened, the last first.
+func (h *Host) close() error {
+	var errs []error
+	for i := len(h.closers) - 1; i >= 0; i-- {
+		errs = append(errs, h.closers[i]())
+	}
+	h.closers = nil
+	return errors.Join(errs...)
+}
+
+// paths are the places of a data folder.
+type paths struct {
+	data, lock, keys, registry, record, store, plugins, probes, workers, socket string
+}
+
+func pathsOf(data string) paths {
+	in := func(name string) string { return filepath.Join(data, name) }
+	return paths{
+		data: data, lock: in("host.lock"), keys: in("keys"), registry: in("registry.db"), record: in("record"),
+		store: in("store"), plugins: in("plugins"), probes: in("probes"), workers: in("workers"), socket: in("host.sock"),
+	}
+}
+
+// lockFolder makes the data folder if need be and takes it for this host alone.
+func (h *Host) lockFolder(context.Context) error {
+	for _, dir := range []string{h.paths.data, h.paths.plugins} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return worker.Hint(fmt.Errorf("make data folder: %w", err), "the host's user must be able to write there; or use --data-dir")
+		}
+	}
+	if err := os.Chmod(h.paths.data, 0o700); err != nil {
+		return worker.Hint(fmt.Errorf("close data folder to others: %w", err), "the data folder must belong to the host's user")
+	}
+	h.lock = flock.New(h.paths.lock, flock.SetPermissions(0o600))
+	locked, err := h.lock.TryLock()
+	if err != nil {
+		return fmt.Errorf("lock data folder: %w", err)
+	}
+	if !locked {
+		return worker.Hint(fmt.Errorf("data folder %s: another host runs on it: %w", h.paths.data, worker.ErrConflict),
+			"use that host, end it with dals-host down, or give another --data-dir")
+	}
+	h.onClose(h.lock.Unlock)
+	return nil
+}

@@ -1,0 +1,69 @@
+package host
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/dals-host/dals-host/host/launch"
+	"github.com/dals-host/dals-host/host/launch/containerd"
+	"github.com/dals-host/dals-host/host/launch/process"
+	"github.com/dals-host/dals-host/host/worker"
+)
+
+// The words of --launcher.
+const (
+	launcherAuto       = "auto"
+	launcherContainerd = "containerd"
+	launcherProcess    = "process"
+)
+
+// pickLauncher opens the launcher that c asks for and says why. Workers never
+// change their launcher: with living ones, auto means theirs.
+func pickLauncher(ctx context.Context, c Config, hostID string, living []worker.Worker) (launch.Launcher, string, error) {
+	if c.Containerd != "" && c.Containerd != "private" {
+		return nil, "", worker.Hint(fmt.Errorf("--containerd %s: an external containerd is not supported yet: %w", c.Containerd, worker.ErrInvalid), "use --containerd private")
+	}
+	name, reason, err := decideLauncher(ctx, c.Launcher, living)
+	if err != nil {
+		return nil, "", err
+	}
+	for _, w := range living {
+		if w.Launcher != name {
+			return nil, "", worker.Hint(fmt.Errorf("worker %s runs under the %s launcher, not %s: %w", w.Name, w.Launcher, name, worker.ErrConflict),
+				"use --launcher "+w.Launcher+", or retire its workers first")
+		}
+	}
+	logger := c.Logger.Named(name)
+	var launcher launch.Launcher
+	if name == launcherContainerd {
+		launcher, err = containerd.New(ctx, containerd.Config{DataDir: c.DataDir, HostID: hostID, Logger: logger})
+	} else {
+		launcher, err = process.New(ctx, process.Config{DataDir: c.DataDir, HostID: hostID, Logger: logger})
+	}
+	if err != nil {
+		return nil, "", fmt.Errorf("open %s launcher: %w", name, err)
+	}
+	return launcher, reason, nil
+}
+
+func decideLauncher(ctx context.Context, asked string, living []worker.Worker) (name, reason string, err error) {
+	switch asked {
+	case launcherContainerd, launcherProcess:
+		return asked, "as asked for", nil
+	case launcherAuto, "":
+	default:
+		return "", "", worker.Hint(fmt.Errorf("launcher %q: %w", asked, worker.ErrInvalid), "use auto, containerd or process")
+	}
+	if len(living) > 0 {
+		return living[0].Launcher, "the launcher of the workers that live", nil
+	}
+	if os.Geteuid() != 0 {
+		return launcherProcess, "not root: workers are plain processes without isolation, and can read each other's keys", nil
+	}
+	if err := containerd.Available(ctx); err != nil {
+		return "", "", worker.Hint(fmt.Errorf("no containers on this machine: %w", err),
+			worker.HintOf(err)+"; or, to run workers as plain processes without isolation, use --launcher process")
+	}
+	return launcherContainerd, "root, and containerd is installed", nil
+}

@@ -1,0 +1,125 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+
+	"golang.org/x/mod/sumdb/note"
+
+	"github.com/dals-host/dals-host/host/keyring"
+	"github.com/dals-host/dals-host/host/record"
+	"github.com/dals-host/dals-host/host/registry"
+	"github.com/dals-host/dals-host/host/stage"
+	"github.com/dals-host/dals-host/host/worker"
+)
+
+// What follows reads a data folder as it is, whether or not a host runs on it:
+// who checks the record should not have to trust the process that writes it.
+
+// VerifyVault computes the record of a data folder again and compares.
+func VerifyVault(ctx context.Context, dataDir string) (record.Report, error) {
+	f, err := openFolder(ctx, dataDir)
+	if err != nil {
+		return record.Report{}, err
+	}
+	defer f.registry.Close()
+	return record.Verify(ctx, f.paths.record, source{f.registry}, f.verifier)
+}
+
+// ProveVault proves that an entry is in the record. id is an entry's index, or
+// the id of an envelope, which stands for its admission.
+func ProveVault(ctx context.Context, dataDir, id string) (record.Proof, error) {
+	f, err := openFolder(ctx, dataDir)
+	if err != nil {
+		return record.Proof{}, err
+	}
+	defer f.registry.Close()
+	index, err := f.find(ctx, id)
+	if err != nil {
+		return record.Proof{}, err
+	}
+	proof, err := record.Prove(ctx, f.paths.record, source{f.registry}, index)
+	if err != nil {
+		return record.Proof{}, err
+	}
+	return proof, proof.Check(f.verifier)
+}
+
+// VerifyWorker checks the folder of a worker, named by name or serial, against
+// its manifest and its vault block against the record, and names every
+// difference.
+func VerifyWorker(ctx context.Context, dataDir, ref string) (worker.Worker, []string, error) {
+	f, err := openFolder(ctx, dataDir)
+	if err != nil {
+		return worker.Worker{}, nil, err
+	}
+	defer f.registry.Close()
+	w, err := findWorker(ctx, f.registry, ref)
+	if err != nil {
+		return worker.Worker{}, nil, err
+	}
+	if w.State == worker.StateRetired {
+		return w, nil, worker.Hint(fmt.Errorf("worker %s is retired: its files are gone: %w", w.Name, worker.ErrNotFound), "see its entries: dals-host vault prove")
+	}
+	folders, err := stage.Open(stage.Config{Dir: f.paths.workers})
+	if err != nil {
+		return w, nil, err
+	}
+	defer folders.Close()
+	check := &integrity{stage: folders, keys: f.keys, recordDir: f.paths.record, verifier: f.verifier}
+	differences, err := check.check(ctx, w)
+	return w, differences, err
+}
+
+// folder is a data folder opened to read.
+type folder struct {
+	paths    paths
+	registry *registry.Registry
+	keys     *keyring.Keyring
+	verifier note.Verifier
+}
+
+func openFolder(ctx context.Context, dataDir string) (*folder, error) {
+	f := &folder{paths: pathsOf(dataDir)}
+	var err error
+	if f.keys, err = keyring.Open(keyring.Config{Dir: f.paths.keys}); err != nil {
+		return nil, worker.Hint(fmt.Errorf("open data folder %s: %w", dataDir, err), "name the data folder of a host with --data-dir")
+	}
+	if f.verifier, err = note.NewVerifier(f.keys.CheckpointKey()); err != nil {
+		return nil, fmt.Errorf("make checkpoint verifier: %w", err)
+	}
+	f.registry, err = registry.OpenReadOnly(ctx, f.paths.registry)
+	return f, err
+}
+
+// find turns what a person has of an entry into its index.
+func (f *folder) find(ctx context.Context, id string) (uint64, error) {
+	if index, err := strconv.ParseUint(id, 10, 64); err == nil {
+		return index, nil
+	}
+	found, err := record.Find(ctx, source{f.registry}, id)
+	if err != nil {
+		return 0, err
+	}
+	if len(found) == 0 {
+		return 0, worker.Hint(fmt.Errorf("no entry about %q in the record: %w", id, worker.ErrNotFound), "give an entry's index, or the id that dals-host send printed")
+	}
+	return found[len(found)-1], nil // the oldest: its admission
+}
+
+// findWorker finds a worker by name or serial.
+func findWorker(ctx context.Context, r *registry.Registry, ref string) (worker.Worker, error) {
+	var w worker.Worker
+	var err error
+	if serial, notOne := worker.ParseSerial(ref); notOne == nil {
+		w, err = r.Worker(ctx, serial)
+	} else {
+		w, err = r.WorkerByName(ctx, ref)
+	}
+	if errors.Is(err, worker.ErrNotFound) {
+		return worker.Worker{}, worker.Hint(fmt.Errorf("worker %s: %w", strconv.QuoteToASCII(ref), worker.ErrNotFound), "run dals-host workers to see those that there are")
+	}
+	return w, err
+}
