@@ -200,8 +200,12 @@ func pathsOf(data string) paths {
 	}
 }
 
+// lockPatience is how long a host that was killed a moment ago may take to let
+// go of its lock.
+const lockPatience = 2 * time.Second
+
 // lockFolder makes the data folder if need be and takes it for this host alone.
-func (h *Host) lockFolder(context.Context) error {
+func (h *Host) lockFolder(ctx context.Context) error {
 	for _, dir := range []string{h.paths.data, h.paths.plugins} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return worker.Hint(fmt.Errorf("make data folder: %w", err), "the host's user must be able to write there; or use --data-dir")
@@ -211,8 +215,10 @@ func (h *Host) lockFolder(context.Context) error {
 		return worker.Hint(fmt.Errorf("close data folder to others: %w", err), "the data folder must belong to the host's user")
 	}
 	h.lock = flock.New(h.paths.lock, flock.SetPermissions(0o600))
-	locked, err := h.lock.TryLock()
-	if err != nil {
+	ctx, cancel := context.WithTimeout(ctx, lockPatience)
+	defer cancel()
+	locked, err := h.lock.TryLockContext(ctx, 10*time.Millisecond)
+	if err != nil && !errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("lock data folder: %w", err)
 	}
 	if !locked {
