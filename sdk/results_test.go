@@ -1,0 +1,213 @@
+package sdk_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/dals-host/dals-host/sdk/envelope"
+	"github.com/dals-host/dals-host/sdk/identity"
+	workerv1 "github.com/dals-host/dals-host/sdk/proto/worker/v1"
+	"github.com/dals-host/dals-host/sdk/workertest"
+)
+
+func resultFiles(t *testing.T, w *workertest.Worker) []string {
+	t.Helper()
+	entries, err := os.ReadDir(filepath.Join(w.Dir, "state", "results"))
+	must(t, err)
+	names := make([]string, len(entries))
+	for i, e := range entries {
+		names[i] = e.Name()
+	}
+	return names
+}
+
+// TestKeptResult: a result outlives the stream and the process, each new
+// Exchange is offered it once, and the receipt ends it.
+func TestKeptResult(t *testing.T) {
+	t.Parallel()
+	w := newProbe().start(t)
+	e := mustOpen(t, w)
+	d := w.Stamp(w.Envelope("probe.echo", text{Text: "keep me"}))
+	must(t, e.Deliver(d))
+	first := mustResult(t, e)
+	e.Close()
+
+	name := fmt.Sprintf("%s.1", workertest.AttemptOf(d).GetEnvelopeId())
+	if files := resultFiles(t, w); len(files) != 1 || files[0] != name {
+		t.Fatalf("files %v, want %s", files, name)
+	}
+	for range 2 {
+		must(t, w.Stop())
+		w.Start()
+		again := mustOpen(t, w)
+		if len(again.Hello.GetKept()) != 1 || len(again.Hello.GetInFlight()) != 0 {
+			t.Fatalf("hello: %v", again.Hello)
+		}
+		if second := mustResult(t, again); second.Header.Id != first.Header.Id || second.String() != first.String() {
+			t.Errorf("offered %s, was %s", second, first)
+		}
+		// Once: what comes next is the answer to the next task.
+		next := w.Stamp(w.Envelope("probe.echo", text{Text: "next"}))
+		must(t, again.Deliver(next))
+		if a := mustResult(t, again); a.String() != `{"text":"next"}` {
+			t.Errorf("then came %s", a)
+		}
+		must(t, again.Receipt(workertest.AttemptOf(next)))
+		eventually(t, "one file is left", func() bool { return len(resultFiles(t, w)) == 1 })
+		must(t, again.Receipt(&workerv1.Attempt{EnvelopeId: "../../identity.json", Attempt: 1})) // no harm
+	}
+	last := mustOpen(t, w)
+	must(t, last.Receipt(workertest.AttemptOf(d)))
+	eventually(t, "the file is gone", func() bool { return len(resultFiles(t, w)) == 0 })
+	if again := mustOpen(t, w); len(again.Hello.GetKept()) != 0 {
+		t.Errorf("after the receipt: %v", again.Hello)
+	}
+}
+
+func TestNewExchangeReplacesTheOld(t *testing.T) {
+	t.Parallel()
+	p := newProbe()
+	w := p.start(t)
+	old := mustOpen(t, w)
+	must(t, old.Deliver(w.Stamp(w.Envelope("probe.hold", text{Text: "mine"}))))
+	<-p.holding
+	latest := mustOpen(t, w)
+	if _, err := old.Result(); status.Code(err) != codes.Aborted {
+		t.Errorf("the old exchange: %v", err)
+	}
+	p.releaseAll()
+	if a := mustResult(t, latest); a.String() != `{"text":"mine"}` {
+		t.Errorf("the new exchange: %s", a)
+	}
+}
+
+// TestBoundedStore: what a host never takes is bounded, in number and in bytes,
+// and the oldest go first, not unseen. Most of it was kept by earlier processes.
+func TestBoundedStore(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct{ before, bytes int }{
+		"number": {256, 10},
+		"bytes":  {16, 4_100_000},
+	} {
+		w := workertest.New(t, newProbe().typ)
+		for i := range c.before {
+			keepResult(t, w, i, c.bytes)
+		}
+		w.Start()
+		oldest := mustOpen(t, w).Hello.GetKept()
+		if len(oldest) != c.before || oldest[0].GetEnvelopeId() != numberedID(0) {
+			t.Fatalf("%s: %d kept, the oldest %v", name, len(oldest), oldest[0])
+		}
+		newest := w.Stamp(w.Envelope("probe.big", size{Bytes: c.bytes}))
+		must(t, mustOpen(t, w).Deliver(newest))
+		eventually(t, "done", func() bool { return w.Heartbeat(t.Context()).GetTasksDone() == 1 })
+		kept := mustOpen(t, w).Hello.GetKept()
+		last := len(kept) - 1
+		if len(kept) != c.before || !proto.Equal(kept[0], oldest[1]) || !proto.Equal(kept[last], workertest.AttemptOf(newest)) {
+			t.Errorf("%s: %d kept, from %v to %v", name, len(kept), kept[0], kept[last])
+		}
+		if files := resultFiles(t, w); len(files) != c.before || files[0] == numberedID(0)+".1" {
+			t.Errorf("%s: %d files, first %s", name, len(files), files[0])
+		}
+		if n := strings.Count(w.Log(), "dropped the oldest result"); n != 1 {
+			t.Errorf("%s: %d drops logged, want 1", name, n)
+		}
+	}
+}
+
+func numberedID(n int) string { return fmt.Sprintf("0198c0de-0000-7000-8000-%012x", n) }
+
+// keepResult leaves a result as an earlier process of w would have, n minutes
+// after the first.
+func keepResult(t *testing.T, w *workertest.Worker, n, bytes int) {
+	t.Helper()
+	pem, err := os.ReadFile(filepath.Join(w.Dir, "certs", "worker.key"))
+	must(t, err)
+	key, err := identity.ParseKey(pem)
+	must(t, err)
+	e, err := envelope.New(key, w.Identity.WorkerSerial, &workerv1.Header{
+		Recipient: w.Identity.WorkerSerial, Kind: "probe.big", InReplyTo: numberedID(n), Attempt: 1,
+		Status: workerv1.ResultStatus_RESULT_STATUS_OK,
+	}, make([]byte, bytes))
+	must(t, err)
+	data, err := proto.Marshal(e)
+	must(t, err)
+	dir := filepath.Join(w.Dir, "state", "results")
+	must(t, os.MkdirAll(dir, 0o700))
+	path := filepath.Join(dir, numberedID(n)+".1")
+	must(t, os.WriteFile(path, data, 0o600))
+	at := time.Now().Add(time.Duration(n)*time.Minute - 24*time.Hour)
+	must(t, os.Chtimes(path, at, at))
+}
+
+// TestGarbageAmongResults: what is no result of this worker is ignored, left
+// alone and logged; what is one is offered.
+func TestGarbageAmongResults(t *testing.T) {
+	t.Parallel()
+	p := newProbe()
+	w := workertest.New(t, p.typ)
+	dir := filepath.Join(w.Dir, "state", "results")
+	must(t, os.Mkdir(dir, 0o700))
+	id := "0198c0de-0000-7000-8000-00000000000"
+	forged, err := envelope.New(newKey(t), w.Identity.WorkerSerial, &workerv1.Header{
+		Recipient: w.Identity.WorkerSerial, Kind: "probe.echo", InReplyTo: id + "1", Attempt: 1,
+		Status: workerv1.ResultStatus_RESULT_STATUS_OK,
+	}, []byte(`{"text":"not mine"}`))
+	must(t, err)
+	foreign, err := proto.Marshal(forged)
+	must(t, err)
+	for name, data := range map[string][]byte{
+		"notes.txt": []byte("hello"), id + "1.1": foreign, id + "2.1": {}, id + "3.1": []byte("\xff\xff"),
+		id + "4.01": foreign, id + "5.99999999999": foreign, id + "6": foreign, id + "7.1.1": foreign,
+	} {
+		must(t, os.WriteFile(filepath.Join(dir, name), data, 0o600))
+	}
+	must(t, os.Symlink("/etc/passwd", filepath.Join(dir, id+"8.1")))
+	must(t, os.Mkdir(filepath.Join(dir, id+"9.1"), 0o700))
+	huge, err := os.Create(filepath.Join(dir, id+"a.1"))
+	must(t, err)
+	must(t, huge.Truncate(1<<40))
+	must(t, huge.Close())
+
+	before := resultFiles(t, w)
+	w.Start()
+	e := mustOpen(t, w)
+	if len(e.Hello.GetKept()) != 0 {
+		t.Errorf("hello: %v", e.Hello)
+	}
+	if after := resultFiles(t, w); len(after) != len(before) {
+		t.Errorf("files %v, were %v", after, before)
+	}
+	if n := strings.Count(w.Log(), "ignored a file among the results"); n != len(before) {
+		t.Errorf("%d files logged, want %d", n, len(before))
+	}
+	must(t, e.Deliver(w.Stamp(w.Envelope("probe.echo", text{Text: "fine"}))))
+	if a := mustResult(t, e); !a.OK() {
+		t.Error(a)
+	}
+}
+
+// TestNoRoomForResults: a result that cannot be kept is offered all the same.
+func TestNoRoomForResults(t *testing.T) {
+	t.Parallel()
+	w := newProbe().start(t)
+	dir := filepath.Join(w.Dir, "state", "results")
+	must(t, os.Remove(dir))
+	must(t, os.WriteFile(dir, nil, 0o600)) // in the way
+	e := mustOpen(t, w)
+	must(t, e.Deliver(w.Stamp(w.Envelope("probe.echo", text{Text: "unkept"}))))
+	if a := mustResult(t, e); a.String() != `{"text":"unkept"}` {
+		t.Error(a)
+	}
+	if !strings.Contains(w.Log(), "could not keep a result") {
+		t.Errorf("log: %s", w.Log())
+	}
+}
