@@ -287,7 +287,7 @@ func TestKeptTxIsRefused(t *testing.T) {
 
 func TestCloseDrains(t *testing.T) {
 	r := openTest(t)
-	const callers = 20
+	const callers = maxGroup + 20 // more than one group
 	var done atomic.Int32
 	closed := make(chan error)
 	var wg sync.WaitGroup

@@ -120,14 +120,16 @@ func (c *committer) connect(ctx context.Context) error {
 }
 
 func (l *line) prepare(ctx context.Context) (err error) {
-	for _, s := range []struct {
-		stmt **sql.Stmt
-		text string
-	}{
-		{&l.begin, "BEGIN IMMEDIATE"}, {&l.commit, "COMMIT"}, {&l.rollback, "ROLLBACK"},
-		{&l.savepoint, "SAVEPOINT closure"}, {&l.release, "RELEASE closure"}, {&l.rollbackTo, "ROLLBACK TO closure"},
+	for text, stmt := range map[string]**sql.Stmt{
+		"BEGIN IMMEDIATE":     &l.begin,
+		"SAVEPOINT closure":   &l.savepoint,
+		"RELEASE closure":     &l.release,
+		"ROLLBACK TO closure": &l.rollbackTo,
+		"ROLLBACK":            &l.rollback,
+		"COMMIT":              &l.commit,
 	} {
-		if *s.stmt, err = l.conn.PrepareContext(ctx, s.text); err != nil {
+		//nolint:sqlclosecheck // close closes it
+		if *stmt, err = l.conn.PrepareContext(ctx, text); err != nil {
 			return err
 		}
 	}

@@ -62,7 +62,10 @@ func TestGroups(t *testing.T) {
 			t.Errorf("entry %d is %q", i, entry)
 		}
 	}
-	for g := range r.Groups(t.Context(), 0) { // a reader may stop, and write meanwhile
+	for g, err := range r.Groups(t.Context(), 0) { // a reader may stop, and write meanwhile
+		if err != nil {
+			t.Fatal(err)
+		}
 		if g.First == 0 {
 			appendGroups(t, r, 1)
 			continue

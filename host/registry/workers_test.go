@@ -145,19 +145,18 @@ func TestRetire(t *testing.T) {
 	if w, err := r.WorkerByName(ctx, "Nora"); err != nil || w.Serial != "DMN-TP-1-deadbeef-00001" {
 		t.Errorf("%s, %v", w.Serial, err)
 	}
-	// The first cannot come back, and retiring it again takes nothing from the second.
-	for _, state := range []worker.State{worker.StateLive, worker.StateRetired} {
-		err := r.Update(ctx, func(tx *Tx) error { return tx.SetState(serial, state, "") })
-		if (err == nil) != (state == worker.StateRetired) || err != nil && !errors.Is(err, worker.ErrConflict) {
-			t.Errorf("retired worker to %s: %v", state, err)
-		}
-	}
+	// Retiring the first again takes nothing from the second.
+	update(t, r, func(tx *Tx) error { return tx.SetState(serial, worker.StateRetired, "") })
 	err = r.Update(ctx, func(tx *Tx) error { _, err := tx.AllocateUID(70000, 70000); return err })
 	if !errors.Is(err, worker.ErrExhausted) || worker.HintOf(err) == "" {
 		t.Errorf("uid in use was given: %v", err)
 	}
-	// Of several retired ones the newest has the name.
+	// Of several retired ones the newest has the name; none comes back.
 	update(t, r, func(tx *Tx) error { return tx.SetState("DMN-TP-1-deadbeef-00001", worker.StateRetired, "") })
+	err = r.Update(ctx, func(tx *Tx) error { return tx.SetState(serial, worker.StateLive, "") })
+	if !errors.Is(err, worker.ErrConflict) || !strings.Contains(err.Error(), "it is retired") {
+		t.Errorf("a retired worker came back: %v", err)
+	}
 	if w, err := r.WorkerByName(ctx, "Nora"); err != nil || w.Serial != "DMN-TP-1-deadbeef-00001" {
 		t.Errorf("%s, %v", w.Serial, err)
 	}

@@ -26,7 +26,7 @@ SELECT * FROM workers WHERE serial = ?;
 SELECT * FROM workers WHERE name = ? AND state <> 'retired';
 
 -- name: NewestRetiredByName :one
-SELECT * FROM workers WHERE name = ? AND state = 'retired' ORDER BY retired_at DESC LIMIT 1;
+SELECT * FROM workers WHERE name = ? AND state = 'retired' ORDER BY retired_at DESC, rowid DESC LIMIT 1;
 
 -- name: AllWorkers :many
 SELECT * FROM workers ORDER BY created_at, serial;

@@ -156,7 +156,7 @@ func (q *Queries) InsertWorker(ctx context.Context, arg InsertWorkerParams) erro
 }
 
 const newestRetiredByName = `-- name: NewestRetiredByName :one
-SELECT serial, name, type, type_version, plugin_digest, class_code, model_number, ledger_code, port, uid, own_uid, state, state_reason, launcher, public_key, glyph, manifest_sha256, image_digest, config, request_sha256, restarts, created_at, retired_at FROM workers WHERE name = ? AND state = 'retired' ORDER BY retired_at DESC LIMIT 1
+SELECT serial, name, type, type_version, plugin_digest, class_code, model_number, ledger_code, port, uid, own_uid, state, state_reason, launcher, public_key, glyph, manifest_sha256, image_digest, config, request_sha256, restarts, created_at, retired_at FROM workers WHERE name = ? AND state = 'retired' ORDER BY retired_at DESC, rowid DESC LIMIT 1
 `
 
 func (q *Queries) NewestRetiredByName(ctx context.Context, name string) (Worker, error) {
