@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/hashicorp/go-hclog"
@@ -89,6 +90,7 @@ func unknownCommand(cmd *cobra.Command, args []string) error {
 	err := usagef("unknown command %q for %q", args[0], cmd.CommandPath())
 	cmd.SuggestionsMinimumDistance = 1 // letter that may be wrong
 	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		slices.Sort(near)
 		return withHint(err, "did you mean "+strings.Join(near, ", ")+"?")
 	}
 	return err

@@ -15,10 +15,10 @@ import (
 func TestPrintable(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[string]string{
-		"plain":                        "plain",
-		"\x1b[2J\x1b]0;title\x07gone":  "[2J]0;titlegone",
-		"a\x00b\x7fc\u009bd\u202ee\r":  "abcde",
-		"Ärger 漢字 🐐 \uFFFD":            "Ärger 漢字 🐐 \uFFFD",
+		"plain":                         "plain",
+		"\x1b[2J\x1b]0;title\x07gone":   "[2J]0;titlegone",
+		"a\x00b\x7fc\u009bd\u202ee\r":   "abcde",
+		"Ärger 漢字 🐐 \uFFFD":             "Ärger 漢字 🐐 \uFFFD",
 		"two\nlines\tand a tab\r\n\n\n": "two; lines and a tab",
 	} {
 		if got := oneLine(in); got != want {
@@ -126,7 +126,7 @@ func TestWorkerText(t *testing.T) {
 	if err := a.show(w, func(t *table) { workerText(t, w) }); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"state          failed: exit 1[31m\n", "vault_integrity=false: identity.json: missing\n", "glyph          +--+\n               |.|\n"} {
+	for _, want := range []string{"state         failed: exit 1[31m\n", "vault_integrity=false: identity.json: missing\n", "glyph         +--+\n              |.|\n"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("%q is not in\n%s", want, out.String())
 		}
