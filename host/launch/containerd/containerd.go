@@ -33,9 +33,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
@@ -85,6 +85,7 @@ type Launcher struct {
 	images  turn.Keys[string]
 	life    context.Context // ends with Close
 	end     context.CancelFunc
+	closing sync.Once
 }
 
 var _ launch.Launcher = (*Launcher)(nil)
@@ -178,17 +179,17 @@ func alive(t *tasktypes.Process) bool {
 }
 
 // Close lets go of containerd and of the workers without touching them.
-func (l *Launcher) Close() error {
-	l.end()
-	var errs []error
-	if l.private != nil {
-		errs = append(errs, l.private.close())
-	}
-	if l.client != nil {
-		errs = append(errs, l.client.Close())
-		l.client = nil
-	}
-	return errors.Join(errs...)
+func (l *Launcher) Close() (err error) {
+	l.closing.Do(func() {
+		l.end()
+		if l.private != nil {
+			err = l.private.close()
+		}
+		if l.client != nil {
+			err = errors.Join(err, l.client.Close())
+		}
+	})
+	return err
 }
 
 // Down stops containerd and deletes all that it and this package have made.
@@ -223,32 +224,35 @@ func (l *Launcher) take(ctx context.Context, serial worker.Serial) (func(), erro
 
 // family puts containerd's errors under the words of package worker.
 func family(err error) error {
-	native := errgrpc.ToNative(err)
-	switch {
+	switch is := kindOf(err); {
 	case err == nil:
 		return nil
-	case errdefs.IsNotFound(native):
+	case is(errdefs.IsNotFound):
 		return fmt.Errorf("%w: %w", worker.ErrNotFound, err)
-	case errdefs.IsAlreadyExists(native):
+	case is(errdefs.IsAlreadyExists):
 		return fmt.Errorf("%w: %w", worker.ErrConflict, err)
-	case errdefs.IsUnavailable(native):
+	case is(errdefs.IsUnavailable):
 		return fmt.Errorf("%w: %w", worker.ErrUnavailable, err)
-	case errdefs.IsCanceled(native), errdefs.IsDeadlineExceeded(native):
-		return native
+	case is(errdefs.IsCanceled):
+		return fmt.Errorf("%w: %w", context.Canceled, err)
+	case is(errdefs.IsDeadlineExceeded):
+		return fmt.Errorf("%w: %w", context.DeadlineExceeded, err)
 	default:
 		return err
 	}
 }
 
+// kindOf asks about err, which some of containerd's services give as a gRPC
+// status and some have translated.
+func kindOf(err error) func(func(error) bool) bool {
+	native := errgrpc.ToNative(err)
+	return func(is func(error) bool) bool { return is(err) || is(native) }
+}
+
+func isNotFound(err error) bool { return kindOf(err)(errdefs.IsNotFound) }
+
 // afterwards is a context for finishing what must not be left half done when
 // the caller goes.
 func afterwards(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-}
-
-func removeFile(path string) error {
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return nil
 }

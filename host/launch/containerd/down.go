@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/dals-host/dals-host/host/launch/internal/pidfd"
-	"github.com/dals-host/dals-host/host/worker"
 )
 
 // shimSockets is where every shim of containerd makes its socket, whatever the
@@ -27,32 +26,19 @@ func shimSocket(address, namespace, id string) string {
 	return filepath.Join(shimSockets, fmt.Sprintf("%x", sha256.Sum256([]byte(filepath.Join(address, namespace, id)))))
 }
 
-// removeShim ends a container's shim, if one is left, and deletes its socket.
-// After the task is deleted the shim goes by itself; one that was killed has
-// left the socket behind.
-func (p *private) removeShim(ctx context.Context, serial worker.Serial) error {
-	if err := p.endShims(ctx, string(serial)); err != nil {
-		return err
-	}
-	if err := removeFile(shimSocket(p.address, p.namespace, string(serial))); err != nil {
-		return fmt.Errorf("remove shim socket: %w", err)
-	}
-	return nil
-}
-
-// endShims waits a moment for shims to go, then kills them.
+// endShims kills shims that do not go by themselves; id "" means all of them.
 func (p *private) endShims(ctx context.Context, id string) error {
 	shims, err := p.shims(id)
 	if err != nil {
 		return err
 	}
 	for _, shim := range shims {
-		err = errors.Join(err, end(ctx, shim, 2*time.Second), shim.Close())
+		err = errors.Join(err, end(ctx, shim, 500*time.Millisecond), shim.Close())
 	}
 	return err
 }
 
-// shims takes hold of the shims of our containerd; id "" means all of them.
+// shims takes hold of the shims of our containerd.
 func (p *private) shims(id string) ([]*pidfd.Process, error) {
 	var found []*pidfd.Process
 	err := pidfd.Each(func(pid int, _ pidfd.Stat) {

@@ -14,8 +14,6 @@ import (
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/pkg/cio"
-	"github.com/containerd/errdefs"
-	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/typeurl/v2"
 	"golang.org/x/sys/unix"
 
@@ -121,11 +119,20 @@ func (l *Launcher) start(ctx context.Context, serial worker.Serial) error {
 		}
 	}
 	if _, err := l.client.TaskService().Start(ctx, &tasks.StartRequest{ContainerID: c.ID}); err != nil {
-		ctx, cancel := afterwards(ctx)
-		defer cancel()
-		return errors.Join(fmt.Errorf("start task: %w", family(err)), l.settle(ctx, serial, 0))
+		return l.startFailed(ctx, serial, fmt.Errorf("start task: %w", family(err)))
 	}
 	return nil
+}
+
+// startFailed undoes a start, unless it was too late: an earlier host's start
+// of the same task may have been under way.
+func (l *Launcher) startFailed(ctx context.Context, serial worker.Serial, cause error) error {
+	ctx, cancel := afterwards(ctx)
+	defer cancel()
+	if task, err := l.task(ctx, serial); err == nil && alive(task) {
+		return fmt.Errorf("it runs already: %w: %w", worker.ErrConflict, cause)
+	}
+	return errors.Join(cause, l.settle(ctx, serial, 0))
 }
 
 func (l *Launcher) createTask(ctx context.Context, c containers.Container) error {
@@ -135,6 +142,9 @@ func (l *Launcher) createTask(ctx context.Context, c containers.Container) error
 	}
 	if len(pids) > 0 {
 		return fmt.Errorf("processes %v of an earlier run are left: %w", pids, worker.ErrConflict)
+	}
+	if gone, err := l.awaitNoLeftovers(ctx, worker.Serial(c.ID), 2*time.Second); err != nil || !gone {
+		return errors.Join(err, fmt.Errorf("an earlier start was not finished: %w", worker.ErrConflict))
 	}
 	if c.Labels[labelExit] != "" { // it tells of the run before this one
 		if err := l.saveExit(ctx, worker.Serial(c.ID), nil); err != nil {
@@ -206,7 +216,7 @@ func (l *Launcher) waitOnce(ctx context.Context, serial worker.Serial) (launch.E
 	task, err := l.task(ctx, serial)
 	if err == nil && task.Status != tasktypes.Status_CREATED {
 		exit, err := l.await(ctx, serial)
-		if err == nil || !errdefs.IsNotFound(errgrpc.ToNative(err)) {
+		if err == nil || !isNotFound(err) {
 			return exit, err
 		}
 	} else if err != nil && !errors.Is(err, worker.ErrNotFound) {

@@ -8,8 +8,6 @@ import (
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
 	tasktypes "github.com/containerd/containerd/api/types/task"
-	"github.com/containerd/errdefs"
-	"github.com/containerd/errdefs/pkg/errgrpc"
 	"golang.org/x/sys/unix"
 
 	"github.com/dals-host/dals-host/host/worker"
@@ -42,10 +40,7 @@ func (l *Launcher) Remove(ctx context.Context, serial worker.Serial) error {
 	if err := l.cgroups.remove(serial); err != nil {
 		return fmt.Errorf("remove %s: %w", serial, err)
 	}
-	if err := l.private.removeShim(ctx, serial); err != nil {
-		return fmt.Errorf("remove %s: %w", serial, err)
-	}
-	if err := l.client.ContainerService().Delete(ctx, string(serial)); err != nil && !errdefs.IsNotFound(err) {
+	if err := l.client.ContainerService().Delete(ctx, string(serial)); err != nil && !isNotFound(err) {
 		return fmt.Errorf("remove %s: %w", serial, family(err))
 	}
 	return nil
@@ -60,7 +55,7 @@ func (l *Launcher) settle(ctx context.Context, serial worker.Serial, grace time.
 	if err != nil && !errors.Is(err, worker.ErrNotFound) {
 		return err
 	}
-	return l.emptyCgroup(ctx, serial)
+	return l.scrub(ctx, serial)
 }
 
 func (l *Launcher) endTask(ctx context.Context, serial worker.Serial, task *tasktypes.Process, grace time.Duration) error {
@@ -99,7 +94,7 @@ func (l *Launcher) signal(ctx context.Context, serial worker.Serial, signal unix
 	_, err := l.client.TaskService().Kill(ctx, &tasks.KillRequest{
 		ContainerID: string(serial), Signal: uint32(signal), All: signal == unix.SIGKILL,
 	})
-	if err != nil && !errdefs.IsNotFound(errgrpc.ToNative(err)) {
+	if err != nil && !isNotFound(err) {
 		return fmt.Errorf("signal task: %w", family(err))
 	}
 	return nil

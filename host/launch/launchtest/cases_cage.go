@@ -73,7 +73,7 @@ func ownIdentity(t *testing.T, b *Bench) {
 		t.Errorf("it works in %s", r.Cwd)
 	}
 	for _, v := range r.Env {
-		if name, _, _ := strings.Cut(v, "="); !strings.HasPrefix(name, "DALS_WORKER_") {
+		if !strings.HasPrefix(v, "DALS_WORKER_") && v != "HOME=/" { // runc adds that
 			t.Errorf("it has %s in its environment", v)
 		}
 	}

@@ -1,0 +1,71 @@
+package containerd
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/dals-host/dals-host/host/worker"
+)
+
+// leftovers are the files by which containerd, the shim and runc know of the
+// worker's task. They are there while it is being made and until its shim has
+// gone. Where a host died while a task was being made, or a shim was killed,
+// they can be there without a task, and then no other can be made.
+func (l *Launcher) leftovers(serial worker.Serial) []string {
+	var found []string
+	for _, path := range []string{
+		filepath.Join(l.private.stateDir(), "io.containerd.runtime.v2.task", l.private.namespace, string(serial)),
+		filepath.Join(l.private.runcRoot(), l.private.namespace, string(serial)),
+		shimSocket(l.private.address, l.private.namespace, string(serial)),
+	} {
+		if _, err := os.Lstat(path); err == nil {
+			found = append(found, path)
+		}
+	}
+	return found
+}
+
+// awaitNoLeftovers gives whoever is at it a moment to finish, and says whether
+// there is nothing left.
+func (l *Launcher) awaitNoLeftovers(ctx context.Context, serial worker.Serial, patience time.Duration) (bool, error) {
+	patient, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for wait := time.Millisecond; ; wait = min(2*wait, 20*time.Millisecond) {
+		if len(l.leftovers(serial)) == 0 {
+			return true, nil
+		}
+		select {
+		case <-patient.Done():
+			return false, ctx.Err()
+		case <-time.After(wait):
+		}
+	}
+}
+
+// scrub deletes what is left of a worker that has no task. It first proves that
+// no process is left either.
+func (l *Launcher) scrub(ctx context.Context, serial worker.Serial) error {
+	if err := l.emptyCgroup(ctx, serial); err != nil {
+		return err
+	}
+	gone, err := l.awaitNoLeftovers(ctx, serial, time.Second)
+	if err != nil || gone {
+		return err
+	}
+	if err := l.private.endShims(ctx, string(serial)); err != nil {
+		return fmt.Errorf("end shim: %w", err)
+	}
+	if err := l.emptyCgroup(ctx, serial); err != nil { // a shim may have been about to fork
+		return err
+	}
+	for _, path := range l.leftovers(serial) {
+		l.log.Debug("what an unfinished start has left is deleted", "serial", serial, "path", path)
+		if err := os.RemoveAll(path); err != nil {
+			return fmt.Errorf("delete leftovers: %w", err)
+		}
+	}
+	return nil
+}
