@@ -102,6 +102,9 @@ func (p *Pool) Bind(ctx context.Context, taken func(port int) bool) (*Listener, 
 	n := p.high - p.low + 1
 	start := rand.IntN(n) //nolint:gosec // a port is no secret
 	for i := range n {
+		if err := ctx.Err(); err != nil {
+			return nil, fmt.Errorf("bind port: %w", context.Cause(ctx))
+		}
 		port := p.low + (start+i)%n
 		if taken(port) {
 			continue
