@@ -67,36 +67,9 @@ func (l *Listener) shut() error {
 	return err
 }
 
-// handler answers the four paths.
-func (l *Listener) handler() http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) {
-		h := l.health()
-		say(w, h.Live, "ok", "no sign of life")
-	})
-	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
-		h := l.health()
-		say(w, h.Ready, "ok", "not ready")
-	})
-	mux.HandleFunc("/metrics", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-		_, _ = w.Write(l.health().metrics())
-	})
-	mux.HandleFunc("/identity", func(w http.ResponseWriter, _ *http.Request) {
-		h := l.health()
-		if len(h.IdentityJSON) == 0 {
-			http.Error(w, "no identity yet", http.StatusServiceUnavailable)
-			return
-		}
-		w.Header().Set("Content-Type", "application/json")
-		_, _ = w.Write(h.IdentityJSON)
-	})
-	return l.guard(mux)
-}
-
-// guard refuses what is not a plain read under the port's own names: a page
+// handler refuses what is not a plain read under the port's own names: a page
 // elsewhere must not reach it by a name of its own that resolves here.
-func (l *Listener) guard(next http.Handler) http.Handler {
+func (l *Listener) handler() http.Handler {
 	port := strconv.Itoa(l.port)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
@@ -112,8 +85,35 @@ func (l *Listener) guard(next http.Handler) http.Handler {
 			http.Error(w, "this port can only be read", http.StatusMethodNotAllowed)
 			return
 		}
-		next.ServeHTTP(w, r)
+		l.answer(w, r.URL.Path)
 	})
+}
+
+// answer serves the four paths. There is no mux: its redirects are HTML.
+func (l *Listener) answer(w http.ResponseWriter, path string) {
+	h := l.health()
+	const text = "text/plain; charset=utf-8"
+	switch {
+	case path == "/healthz" && h.Live, path == "/readyz" && h.Ready:
+		send(w, text, []byte("ok\n"))
+	case path == "/healthz":
+		http.Error(w, "no sign of life", http.StatusServiceUnavailable)
+	case path == "/readyz":
+		http.Error(w, "not ready", http.StatusServiceUnavailable)
+	case path == "/metrics":
+		send(w, "text/plain; version=0.0.4; charset=utf-8", h.metrics())
+	case path == "/identity" && len(h.IdentityJSON) > 0:
+		send(w, "application/json", h.IdentityJSON)
+	case path == "/identity":
+		http.Error(w, "no identity yet", http.StatusServiceUnavailable)
+	default:
+		http.Error(w, "not found", http.StatusNotFound)
+	}
+}
+
+func send(w http.ResponseWriter, contentType string, body []byte) {
+	w.Header().Set("Content-Type", contentType)
+	_, _ = w.Write(body) // a reader that has gone is no concern of the host's
 }
 
 func (l *Listener) health() Health {
@@ -121,13 +121,4 @@ func (l *Listener) health() Health {
 		return (*view)()
 	}
 	return Health{}
-}
-
-func say(w http.ResponseWriter, well bool, yes, no string) {
-	if !well {
-		http.Error(w, no, http.StatusServiceUnavailable)
-		return
-	}
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	_, _ = w.Write([]byte(yes + "\n"))
 }
