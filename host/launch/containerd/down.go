@@ -89,9 +89,9 @@ func end(ctx context.Context, process *pidfd.Process, patience time.Duration) er
 // down stops containerd, and whatever else still runs for it, and deletes its
 // files. The launcher is of no use afterwards, but for Close.
 func (p *private) down(ctx context.Context) error {
-	p.mu.Lock()
-	p.end() // keep starts no other
-	p.mu.Unlock()
+	if err := p.close(); err != nil { // nobody starts another
+		return err
+	}
 	running, err := p.find()
 	if err != nil {
 		return err

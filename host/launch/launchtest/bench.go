@@ -38,7 +38,7 @@ func NewBench(t testing.TB, open Open) *Bench {
 	t.Helper()
 	b := NewFolder(t, open)
 	b.Reopen()
-	t.Cleanup(func() { b.clean() })
+	t.Cleanup(b.Clean)
 	return b
 }
 
@@ -181,7 +181,8 @@ func (b *Bench) Running(serial worker.Serial) bool {
 	return ok && s.Running
 }
 
-func (b *Bench) clean() {
+// Clean ends what NewBench has begun; NewFolder leaves it to its caller.
+func (b *Bench) Clean() {
 	b.t.Helper()
 	list, err := b.Launcher.List(b.Context())
 	b.must(err)

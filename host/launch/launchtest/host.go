@@ -162,7 +162,7 @@ func killedHost(t *testing.T, open Open) {
 	Eventually(t, "the worker has ended", func() bool { return len(dead.Processes()) == 0 })
 
 	b.Reopen()
-	t.Cleanup(b.clean)
+	t.Cleanup(b.Clean)
 	exit := b.Wait(dead.Spec.Serial)
 	if !exit.Unknown && exit.Code != 9 {
 		t.Errorf("died while away: %+v", exit)
@@ -187,7 +187,7 @@ func killedAtAnyMoment(t *testing.T, open Open) {
 	g := b.Guest()
 	usual := time.Since(begun)
 	b.Remove(g.Spec.Serial)
-	for range 8 {
+	for range 5 {
 		spec := b.Spec()
 		g := &Guest{t: t, Spec: spec}
 		host := hostProcess(b, spec, wordOpen)

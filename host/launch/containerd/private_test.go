@@ -1,0 +1,240 @@
+package containerd
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/dals-host/dals-host/host/launch"
+	"github.com/dals-host/dals-host/host/launch/internal/pidfd"
+	"github.com/dals-host/dals-host/host/launch/launchtest"
+	"github.com/dals-host/dals-host/host/worker"
+)
+
+func launcher(b *launchtest.Bench) *Launcher { return b.Launcher.(*Launcher) }
+
+// containerdPID is the one containerd of the bench.
+func containerdPID(t *testing.T, b *launchtest.Bench) int {
+	t.Helper()
+	found, err := launcher(b).private.find()
+	if err != nil || len(found) != 1 {
+		t.Fatalf("%d containerds, %v", len(found), err)
+	}
+	defer found[0].Close()
+	return found[0].Identity().PID
+}
+
+func kill(t *testing.T, pid int) {
+	t.Helper()
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestContainerdDies: workers run on, waiters keep waiting, and containerd is
+// started again.
+func TestContainerdDies(t *testing.T) {
+	t.Parallel()
+	b := launchtest.NewBench(t, open)
+	g := b.Guest()
+	ended := make(chan launch.Exit, 1)
+	go func() {
+		exit, err := b.Launcher.Wait(b.Context(), g.Spec.Serial)
+		if err != nil {
+			t.Error(err)
+		}
+		ended <- exit
+	}()
+	first := containerdPID(t, b)
+	kill(t, first)
+	g.Tell("ping")
+	launchtest.Eventually(t, "containerd is back", func() bool {
+		list, err := b.Launcher.List(b.Context())
+		return err == nil && len(list) == 1 && list[0].Running
+	})
+	if now := containerdPID(t, b); now == first {
+		t.Fatal("the dead containerd is said to run")
+	}
+	select {
+	case exit := <-ended:
+		t.Fatalf("a lost containerd was taken for the worker's end: %+v", exit)
+	default:
+	}
+	g.Provoke("exit 6")
+	if exit := <-ended; exit.Code != 6 || exit.Unknown {
+		t.Fatalf("its end is %+v", exit)
+	}
+}
+
+// TestWorkerDiesWithContainerdAway: the shim has kept the exit code.
+func TestWorkerDiesWithContainerdAway(t *testing.T) {
+	t.Parallel()
+	b := launchtest.NewBench(t, open)
+	g := b.Guest()
+	pid := containerdPID(t, b)
+	if err := b.Launcher.Close(); err != nil { // nobody starts it again
+		t.Fatal(err)
+	}
+	kill(t, pid)
+	g.Provoke("exit 8")
+	launchtest.Eventually(t, "the worker has ended", func() bool { return len(g.Processes()) == 0 })
+	b.Reopen()
+	if exit := b.Wait(g.Spec.Serial); !exit.Unknown && exit.Code != 8 {
+		t.Fatalf("its end is %+v", exit)
+	}
+	b.Stop(g.Spec.Serial, 0)
+	if err := b.Launcher.Start(b.Context(), g.Spec.Serial); err != nil {
+		t.Fatal(err)
+	}
+	g.AwaitUp()
+}
+
+// TestShimDies: the worker's end is seen, its exit is unknown or a kill, and it
+// can be started again.
+func TestShimDies(t *testing.T) {
+	t.Parallel()
+	b := launchtest.NewBench(t, open)
+	g := b.Guest()
+	shims, err := launcher(b).private.shims(string(g.Spec.Serial))
+	if err != nil || len(shims) != 1 {
+		t.Fatalf("%d shims, %v", len(shims), err)
+	}
+	kill(t, shims[0].Identity().PID)
+	_ = shims[0].Close()
+	if exit := b.Wait(g.Spec.Serial); !exit.Unknown && exit.Signal != "SIGKILL" {
+		t.Fatalf("its end is %+v", exit)
+	}
+	g.ExpectProcesses(0)
+	b.Stop(g.Spec.Serial, time.Second)
+	if err := b.Launcher.Start(b.Context(), g.Spec.Serial); err != nil {
+		t.Fatal(err)
+	}
+	g.AwaitUp()
+	g.ExpectProcesses(1)
+}
+
+// TestRemoveLeavesNoShim: a shim's socket lies outside of the data folder.
+func TestRemoveLeavesNoShim(t *testing.T) {
+	t.Parallel()
+	b := launchtest.NewBench(t, open)
+	g := b.Guest()
+	if left := launcher(b).leftovers(g.Spec.Serial); len(left) != 3 {
+		t.Fatalf("a running worker has %v", left)
+	}
+	b.Remove(g.Spec.Serial)
+	if left := launcher(b).leftovers(g.Spec.Serial); len(left) != 0 {
+		t.Errorf("left: %v", left)
+	}
+	if shims, err := launcher(b).private.shims(""); err != nil || len(shims) != 0 {
+		t.Errorf("%d shims are left, %v", len(shims), err)
+	}
+	if _, err := os.Stat(filepath.Join("/run/containerd/runc", launcher(b).private.namespace)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("runc keeps its state outside of the data folder: %v", err)
+	}
+}
+
+// TestLongPath: the socket moves out of a data folder that is too deep for it.
+func TestLongPath(t *testing.T) {
+	t.Parallel()
+	b := launchtest.NewFolder(t, open)
+	b.Config.DataDir = filepath.Join(b.Config.DataDir, strings.Repeat("deep/", 20))
+	if err := os.MkdirAll(b.Config.DataDir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	b.Reopen()
+	t.Cleanup(b.Clean)
+	if address := launcher(b).private.address; !strings.HasPrefix(address, "/run/dals-") {
+		t.Fatalf("the socket is %s", address)
+	}
+	b.Guest()
+}
+
+// TestAfterBoot: what containerd knew of tasks before a boot is forgotten.
+func TestAfterBoot(t *testing.T) {
+	t.Parallel()
+	b := launchtest.NewBench(t, open)
+	spec := b.Spec()
+	if err := b.Launcher.Create(b.Context(), spec); err != nil {
+		t.Fatal(err)
+	}
+	p := launcher(b).private
+	if err := os.WriteFile(filepath.Join(p.dir, "boot"), []byte("earlier"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	stale := filepath.Join(p.runcRoot(), p.namespace, string(spec.Serial))
+	if err := os.MkdirAll(stale, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	kill(t, containerdPID(t, b))
+	launchtest.Eventually(t, "containerd is back", func() bool {
+		_, err := b.Launcher.List(b.Context())
+		return err == nil && len(launcher(b).leftovers(spec.Serial)) == 0
+	})
+	if err := b.Launcher.Start(b.Context(), spec.Serial); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestContainerdDoesNotStart: the error has its last words and says where to look.
+func TestContainerdDoesNotStart(t *testing.T) {
+	t.Parallel()
+	b := launchtest.NewFolder(t, open)
+	dir := filepath.Join(b.Config.DataDir, "containerd")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "root"), []byte("not a folder"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := open(b.Config)
+	if !errors.Is(err, worker.ErrUnavailable) || !strings.Contains(worker.HintOf(err), "containerd.log") || !strings.Contains(err.Error(), "root") {
+		t.Fatalf("%v (hint %q)", err, worker.HintOf(err))
+	}
+	_ = pidfd.Each(func(pid int, _ pidfd.Stat) {
+		if strings.Contains(strings.Join(pidfd.Cmdline(pid), " "), b.Config.DataDir) {
+			t.Errorf("process %d is left", pid)
+		}
+	})
+}
+
+func TestAvailable(t *testing.T) {
+	t.Parallel()
+	if err := Available(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if path := lookPath("no-such-program"); path != "" {
+		t.Errorf("found %s", path)
+	}
+	err := unavailable(installHint, "%s is not installed", "runc")
+	if !errors.Is(err, worker.ErrUnavailable) || worker.HintOf(err) != "run: apt-get install containerd runc" {
+		t.Errorf("%v (hint %q)", err, worker.HintOf(err))
+	}
+}
+
+func TestVersion(t *testing.T) {
+	t.Parallel()
+	for version, ok := range map[string]bool{
+		"1.6.20~ds1": true, "v2.1.0": true, "2.4.2": true, "1.6.0": true, "1.10.3": true,
+		"1.5.18": false, "0.2.5": false, "": false, "dev": false,
+	} {
+		err := checkVersion(version)
+		if (err == nil) != ok {
+			t.Errorf("%q: %v", version, err)
+		}
+		if err != nil && (!errors.Is(err, worker.ErrUnavailable) || worker.HintOf(err) == "") {
+			t.Errorf("%q: %v (hint %q)", version, err, worker.HintOf(err))
+		}
+	}
+	const debian = "containerd github.com/containerd/containerd 1.6.20~ds1 1.6.20~ds1-1+deb12u3\n"
+	if got := parseVersion(debian); got != "1.6.20~ds1" {
+		t.Errorf("read %q", got)
+	}
+	if got := parseVersion("nonsense"); got != "" {
+		t.Errorf("read %q", got)
+	}
+}
