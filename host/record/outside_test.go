@@ -256,3 +256,27 @@ func TestExtends(t *testing.T) {
 		}
 	}
 }
+
+func FuzzCheckpoint(f *testing.F) {
+	tr := newTree()
+	for i := range 3 {
+		signed, err := sign(tr, signer(f))
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(signed)
+		f.Add(append(signed, "— somebody.else AAAAAAA=\n"...))
+		if err := tr.append([]byte{byte(i)}, func(file) {}); err != nil {
+			f.Fatal(err)
+		}
+	}
+	f.Add([]byte("dals.test/record\n0\n\n— dals.test/record AAAAAAA=\n"))
+	v := verifier(f)
+	f.Fuzz(func(t *testing.T, note []byte) {
+		// Nobody but the key makes a checkpoint, and it has one form.
+		c, err := open(note, v)
+		if err == nil && (c.Origin != v.Name() || len(c.Hash) != hashSize || c.Size > 2) {
+			t.Fatalf("%q reads as %+v", note, c)
+		}
+	})
+}

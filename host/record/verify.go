@@ -38,7 +38,10 @@ type Report struct {
 // It works while a host is publishing and changes nothing. The error is about
 // what could not be read at all; findings are in the report.
 func Verify(ctx context.Context, dir string, s Source, verifier note.Verifier) (Report, error) {
-	v := &verification{dir: folder(dir), tree: newTree(), seen: map[string]bool{}, extra: map[tilePlace][]tilePlace{}}
+	v := &verification{
+		dir: folder(dir), tree: newTree(), seen: map[string]bool{}, extra: map[tilePlace][]tilePlace{},
+		report: Report{Problems: []string{}, Leftovers: []string{}},
+	}
 	if err := v.snapshot(ctx); err != nil {
 		return Report{}, fmt.Errorf("verify record: %w", err)
 	}
