@@ -89,7 +89,7 @@ func (s *Store) Drop(serial worker.Serial) error {
 	if err != nil {
 		return err
 	}
-	if err := s.root.RemoveAll(name); err != nil {
+	if err := removeAll(s.root, name); err != nil {
 		return fmt.Errorf("drop stage of %s: %w", serial, err)
 	}
 	return nil
@@ -143,7 +143,7 @@ func (s *Store) Sweep(keep func(worker.Serial) bool) ([]worker.Serial, error) {
 		if notSerial == nil && keep(serial) {
 			continue
 		}
-		if err := s.root.RemoveAll(path.Join(staging, e.Name())); err != nil {
+		if err := removeAll(s.root, path.Join(staging, e.Name())); err != nil {
 			return removed, fmt.Errorf("sweep stage %s: %w", e.Name(), err)
 		}
 		if notSerial == nil {
