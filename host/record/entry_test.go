@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/dals-host/dals-host/host/worker"
+	workerv1 "github.com/dals-host/dals-host/sdk/proto/worker/v1"
 )
 
 func someWorker() worker.Worker {
@@ -202,4 +203,27 @@ func FuzzParseTile(f *testing.F) {
 			t.Fatalf("%q reads as %+v", name, p)
 		}
 	})
+}
+
+func TestFieldsOfEnvelope(t *testing.T) {
+	t.Parallel()
+	h := &workerv1.Header{
+		Id: "i", InReplyTo: "o", Sender: "DMN-TP-1-deadbeef-00001", Recipient: "key:a", Kind: "template.echo",
+		PayloadSha256: []byte{0, 255}, Attempt: 2, Status: workerv1.ResultStatus_RESULT_STATUS_FAILED,
+	}
+	env := &workerv1.Envelope{
+		Header: []byte("signed bytes"), Payload: []byte("four"),
+		Proof: &workerv1.Proof{Kind: &workerv1.Proof_Signature{Signature: []byte("signature")}},
+	}
+	want := &EnvelopeFields{
+		ID: "i", InReplyTo: "o", Sender: "DMN-TP-1-deadbeef-00001", Recipient: "key:a", WorkerSerial: "DMN-TP-1-deadbeef-00001",
+		Kind: "template.echo", PayloadSHA256: "00ff", Size: 4, Header: []byte("signed bytes"), Signature: []byte("signature"),
+		Attempt: 2, Status: "failed",
+	}
+	if d := cmp.Diff(want, FieldsOfEnvelope(env, h, "DMN-TP-1-deadbeef-00001")); d != "" {
+		t.Error(d)
+	}
+	if s := StatusWord(workerv1.ResultStatus_RESULT_STATUS_UNSPECIFIED); s != "" {
+		t.Error(s)
+	}
 }
