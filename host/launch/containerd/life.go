@@ -13,7 +13,6 @@ import (
 	runcoptions "github.com/containerd/containerd/api/types/runc/options"
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/core/containers"
-	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/typeurl/v2"
 	"golang.org/x/sys/unix"
 
@@ -159,12 +158,11 @@ func (l *Launcher) createTask(ctx context.Context, c containers.Container) error
 	if err := log.Close(); err != nil { // the shim opens it again; it would not make it 0600
 		return fmt.Errorf("make log: %w", err)
 	}
-	uri, err := cio.LogURIGenerator("file", path, nil)
-	if err != nil {
-		return fmt.Errorf("name log: %w", err)
-	}
+	// The shim appends to a path that is no FIFO, as it does to a file:// URI. But
+	// when both streams have one name the shims of 1.6 close the file as soon as
+	// the worker closes one stream, and never drain the other: hence two names.
 	_, err = l.client.TaskService().Create(ctx, &tasks.CreateTaskRequest{
-		ContainerID: c.ID, Stdout: uri.String(), Stderr: uri.String(),
+		ContainerID: c.ID, Stdout: path, Stderr: filepath.Dir(path) + "/./" + filepath.Base(path),
 	})
 	if err != nil {
 		return fmt.Errorf("create task: %w", family(err))
