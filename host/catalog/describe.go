@@ -1,0 +1,141 @@
+package catalog
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+
+	"golang.org/x/mod/semver"
+
+	"github.com/dals-host/dals-host/host/worker"
+	workerv1 "github.com/dals-host/dals-host/sdk/proto/worker/v1"
+)
+
+// What a descriptor may hold.
+const (
+	maxTasks        = 64
+	maxCapabilities = 32
+	maxCapability   = 256
+	maxSummary      = 200
+	maxVersion      = 64
+	maxMajor        = 6 // digits: it is the generation in serials
+	maxMemory       = 1 << 40
+	maxCPUMillis    = 1 << 20
+	maxPIDs         = 1 << 22
+)
+
+var (
+	verbForm       = regexp.MustCompile(`^[a-z][a-z0-9_]{0,31}$`)
+	capabilityForm = regexp.MustCompile(`^[a-z]+(?::[!-~]+)?$`)
+)
+
+// checkDescriptor judges what a plugin says of itself, as hostile data, and
+// returns a copy of what is good in it: known fields only, texts cleaned. The
+// error is a *Fault.
+func checkDescriptor(said *workerv1.TypeDescriptor) (d *workerv1.TypeDescriptor, err error) {
+	// The schema library asserts by panic, and here it reads a stranger's text.
+	defer func() {
+		if p := recover(); p != nil {
+			d, err = nil, bad("use plainer JSON Schemas", "its descriptor breaks the schema library: %v", p)
+		}
+	}()
+	if said == nil {
+		return nil, bad("build it with the SDK", "describes nothing")
+	}
+	d = &workerv1.TypeDescriptor{
+		Name: said.Name, Version: said.Version, Family: said.Family,
+		Summary: oneLine(said.Summary, maxSummary), ConfigSchema: said.ConfigSchema,
+	}
+	if err := checkNames(d); err != nil {
+		return nil, err
+	}
+	if err := checkSchema("its config", d.ConfigSchema); err != nil {
+		return nil, err
+	}
+	if d.Tasks, err = checkTasks(d.Name, said.Tasks); err != nil {
+		return nil, err
+	}
+	if d.Resources, err = checkResources(said.Resources); err != nil {
+		return nil, err
+	}
+	if d.Capabilities, err = checkCapabilities(said.Capabilities); err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+func checkNames(d *workerv1.TypeDescriptor) error {
+	for _, err := range []error{worker.CheckTypeName(d.Name), worker.CheckFamily(d.Family)} {
+		if err != nil {
+			return bad(worker.HintOf(err), "describes itself badly: %v", err)
+		}
+	}
+	canonical := len(d.Version) <= maxVersion && semver.Canonical("v"+d.Version) == "v"+d.Version
+	if !canonical || len(semver.Major("v"+d.Version)) > 1+maxMajor {
+		return bad("use MAJOR.MINOR.PATCH, with -PRERELEASE if need be and without a leading v",
+			"has the version %q, which is no semantic version", oneLine(d.Version, maxVersion))
+	}
+	return nil
+}
+
+func checkTasks(typeName string, said []*workerv1.TaskKind) ([]*workerv1.TaskKind, error) {
+	if len(said) > maxTasks {
+		return nil, bad("split the type", "has %d kinds of task, more than %d", len(said), maxTasks)
+	}
+	seen := map[string]bool{}
+	var tasks []*workerv1.TaskKind
+	for _, t := range said {
+		verb, ok := strings.CutPrefix(t.GetKind(), typeName+".")
+		if !ok || !verbForm.MatchString(verb) {
+			return nil, bad("name tasks "+typeName+".<verb>, the verb of lower-case letters, digits and _",
+				"has a task of the kind %q", oneLine(t.GetKind(), 80))
+		}
+		if seen[verb] {
+			return nil, bad("name each kind once", "has the task %s twice", t.Kind)
+		}
+		seen[verb] = true
+		if err := checkSchema("the input of "+t.Kind, t.InputSchema); err != nil {
+			return nil, err
+		}
+		if err := checkSchema("the output of "+t.Kind, t.OutputSchema); err != nil {
+			return nil, err
+		}
+		tasks = append(tasks, &workerv1.TaskKind{
+			Kind: t.Kind, Summary: oneLine(t.Summary, maxSummary), InputSchema: t.InputSchema, OutputSchema: t.OutputSchema,
+		})
+	}
+	return tasks, nil
+}
+
+func checkResources(said *workerv1.Resources) (*workerv1.Resources, error) {
+	for _, r := range []struct {
+		name       string
+		value, max int64
+	}{
+		{"memory_bytes", said.GetMemoryBytes(), maxMemory},
+		{"cpu_millis", said.GetCpuMillis(), maxCPUMillis},
+		{"pids", said.GetPids(), maxPIDs},
+	} {
+		if r.value < 0 || r.value > r.max {
+			return nil, bad("ask for what one worker needs, or 0 for the host's default", "asks for %s = %d", r.name, r.value)
+		}
+	}
+	return &workerv1.Resources{MemoryBytes: said.GetMemoryBytes(), CpuMillis: said.GetCpuMillis(), Pids: said.GetPids()}, nil
+}
+
+func checkCapabilities(said []string) ([]string, error) {
+	if len(said) > maxCapabilities {
+		return nil, bad("ask for fewer", "asks for %d capabilities, more than %d", len(said), maxCapabilities)
+	}
+	for _, c := range said {
+		if len(c) > maxCapability || !capabilityForm.MatchString(c) {
+			return nil, bad("write it as in egress:HOST:PORT", "asks for the capability %q", oneLine(c, 80))
+		}
+	}
+	return said, nil
+}
+
+// bad makes a fault, its reason and fix cleaned.
+func bad(fix, format string, args ...any) *Fault {
+	return &Fault{Reason: oneLine(fmt.Sprintf(format, args...), maxReason), Fix: oneLine(fix, maxReason)}
+}

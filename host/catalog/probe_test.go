@@ -1,0 +1,232 @@
+package catalog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// stored puts content into a store and opens it.
+func stored(t *testing.T, dir string, content []byte) *os.File {
+	t.Helper()
+	s, err := openStore(filepath.Join(dir, "store"), os.Geteuid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest, err := s.put(t.Context(), strings.NewReader(string(content)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := s.open(digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+// A plugin tells how it is confined.
+func TestConfinement(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	d, err := r.prober().Probe(t.Context(), stored(t, r.data, plug(t, script{Do: "tell"})))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		fmt.Sprintf("Uid:_%[1]d_%[1]d_%[1]d_%[1]d", r.uid), "Groups: ", "NoNewPrivs:_1",
+		"Max_core_file_size_0_0_", "Max_data_size_1073741824_1073741824_", "Max_processes_256_256_", "pid_1 ",
+	} {
+		if !strings.Contains(strings.ReplaceAll(d.Summary, "Groups:", "Groups: "), want) {
+			t.Errorf("%q is missing in what it tells: %s", want, d.Summary)
+		}
+	}
+	if !strings.HasSuffix(d.Summary, "interfaces_1") { // its own loopback, which is down
+		t.Errorf("it sees a network: %s", d.Summary)
+	}
+	allowed := "$DALS_PLUGIN $PLUGIN_MIN_PORT $PLUGIN_MAX_PORT $PLUGIN_PROTOCOL_VERSIONS $PLUGIN_UNIX_SOCKET_DIR"
+	for _, word := range strings.Fields(d.Summary) {
+		if strings.HasPrefix(word, "$") && !strings.Contains(allowed, word) {
+			t.Errorf("it has %s in its environment", word)
+		}
+	}
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil || !strings.Contains(string(status), "\nNoNewPrivs:\t0\n") || !strings.Contains(string(status), "\nUid:\t0\t0\t0\t0\n") {
+		t.Errorf("the probe changed the host itself: %v\n%s", err, status)
+	}
+}
+
+// Two plugins at a time, whoever asks for more waits.
+func TestTwoProbesAtATime(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	p := r.prober()
+	f := stored(t, r.data, plug(t, script{Do: "hang"}))
+	ctx, cancel := context.WithCancel(t.Context())
+	var all sync.WaitGroup
+	for range 5 {
+		all.Go(func() {
+			if _, err := p.Probe(ctx, f); !errors.Is(err, context.Canceled) {
+				t.Errorf("cancelled: %v", err)
+			}
+		})
+	}
+	eventually(t, 5*time.Second, func() error {
+		n := len(processesOf(t, r.uid)) + len(processesOf(t, r.uid+1))
+		if n > probesAtOnce {
+			t.Errorf("%d at a time", n)
+		}
+		if n < probesAtOnce {
+			return fmt.Errorf("only %d run", n)
+		}
+		return nil
+	})
+	cancel()
+	all.Wait()
+	r.leftNothing()
+}
+
+// A file that was just written can be executed, whatever the rest of the host
+// forks meanwhile.
+func TestWrittenAndExecutedWhileOthersFork(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	var storm sync.WaitGroup
+	for range 4 {
+		storm.Go(func() {
+			for ctx.Err() == nil {
+				if err := exec.Command("/bin/true").Run(); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	content, err := os.ReadFile("/bin/true")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	for i := range 200 {
+		f := stored(t, dir, append(content, strconv.Itoa(i)...))
+		if err := exec.Command(fmt.Sprintf("/proc/self/fd/%d", f.Fd())).Run(); err != nil {
+			t.Fatalf("execution %d: %v", i, err)
+		}
+	}
+	cancel()
+	storm.Wait()
+}
+
+// When the host is killed in the middle of a probe, the plugin is gone with it,
+// and the next host removes what is left.
+func TestHostKilledWhileProbing(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	stored(t, r.data, plug(t, script{Do: "fork"})) // its child makes it worse
+	if os.Getenv(roleEnv) != "" {
+		return
+	}
+	host := exec.Command("/proc/self/exe", "-test.run=^TestRoleProbe$")
+	host.Env = append(os.Environ(), roleEnv+"=probe", "CATALOG_TEST_DATA="+r.data, "CATALOG_TEST_UID="+strconv.Itoa(r.uid))
+	host.Stderr = os.Stderr
+	f := stored(t, r.data, plug(t, script{Do: "hang"}))
+	host.ExtraFiles = []*os.File{f}
+	if err := host.Start(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 20*time.Second, func() error {
+		if len(processesOf(t, r.uid)) == 0 {
+			return errors.New("the plugin does not run")
+		}
+		return nil
+	})
+	if err := host.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = host.Wait()
+	eventually(t, 5*time.Second, func() error {
+		if left := processesOf(t, r.uid); len(left) > 0 {
+			return fmt.Errorf("%v are left", left)
+		}
+		return nil
+	})
+	r.prober()
+	r.leftNothing()
+}
+
+// TestRoleProbe is the host that is killed: it runs in a process of its own.
+func TestRoleProbe(t *testing.T) {
+	if os.Getenv(roleEnv) != "probe" {
+		return
+	}
+	uid, err := strconv.Atoi(os.Getenv("CATALOG_TEST_UID"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := NewProber(ProberConfig{Dir: filepath.Join(os.Getenv("CATALOG_TEST_DATA"), "probe"), UID: uid})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.patience = time.Minute
+	_, err = p.Probe(t.Context(), os.NewFile(3, "plugin"))
+	t.Fatalf("the probe ended: %v", err)
+}
+
+// A host that is not root registers the same plugins, as itself.
+func TestHostIsNotRoot(t *testing.T) {
+	t.Parallel()
+	const uid = 59999
+	dir, err := os.MkdirTemp("", "catalog-user-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	for name, content := range map[string][]byte{
+		"goat": good(t, "goat", "1.0.0", "GT"), "secret": good(t, "secret", "1.0.0", "SE"), "panic": plug(t, script{Do: "panic"}),
+	} {
+		if err := os.WriteFile(filepath.Join(dir, "dals-worker-"+name), content, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(os.Chmod(dir, 0o755), os.Chown(dir, uid, uid), os.Chmod(filepath.Join(dir, "dals-worker-secret"), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	host := exec.Command("/proc/self/exe", "-test.run=^TestRoleUser$", "-test.v")
+	host.Env = []string{roleEnv + "=user", "CATALOG_TEST_DATA=" + dir, "TMPDIR=" + dir, "PATH=/usr/bin:/bin"}
+	host.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+	out, err := host.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "--- PASS: TestRoleUser") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// TestRoleUser is the host that is not root: it runs in a process of its own.
+func TestRoleUser(t *testing.T) {
+	if os.Getenv(roleEnv) != "user" {
+		return
+	}
+	r := newRig(t)
+	r.dir = os.Getenv("CATALOG_TEST_DATA")
+	r.uid = 0 // it has none to give
+	r.start()
+	r.await(filepath.Join(r.dir, "dals-worker-goat"), Registered)
+	if p := r.await(filepath.Join(r.dir, "dals-worker-secret"), Quarantined); p.Reason != "cannot be read by the host" || p.Fix != "chmod a+r "+p.Path {
+		t.Errorf("unreadable: %+v", p)
+	}
+	if p := r.await(filepath.Join(r.dir, "dals-worker-panic"), Quarantined); !strings.Contains(p.Reason, "panic: the goat ate the config") {
+		t.Errorf("panic: %+v", p)
+	}
+	r.stop()
+	if left, err := os.ReadDir(filepath.Join(r.data, "probe")); err != nil || len(left) > 0 {
+		t.Errorf("the probes left %v, %v", left, err)
+	}
+}

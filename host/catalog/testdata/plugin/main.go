@@ -1,0 +1,185 @@
+// Command plugin is the plugin of the catalog's tests. What it does is told by a
+// JSON document after the last newline of its own binary, so that one build
+// makes any number of plugins, good and bad.
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/go-plugin"
+
+	workerv1 "github.com/dals-host/dals-host/sdk/proto/worker/v1"
+	"github.com/dals-host/dals-host/sdk/wire"
+)
+
+type script struct {
+	Do      string // what to do instead of serving
+	Line    string // printed on stdout
+	Count   string // file that gets a byte for each execution
+	Version uint   // of the protocol
+	Cookie  string
+	Type    workerv1.TypeDescriptor
+}
+
+func main() {
+	s := readScript()
+	if s.Count != "" {
+		note(s.Count)
+	}
+	switch s.Do {
+	case "print":
+		fmt.Print(strings.ReplaceAll(s.Line, "PROBE", os.Getenv(plugin.EnvUnixSocketDir)))
+	case "panic":
+		panic("the goat ate the config")
+	case "exit":
+		fmt.Fprintln(os.Stderr, "cannot find my config")
+		os.Exit(3)
+	case "hang":
+		time.Sleep(time.Hour)
+	case "fork":
+		fork()
+	case "symlink":
+		dir := os.Getenv(plugin.EnvUnixSocketDir)
+		if err := os.Symlink("/run/somebody.sock", dir+"/s"); err != nil {
+			panic(err)
+		}
+		fmt.Printf("1|1|unix|%s/s|grpc\n", dir)
+	case "deaf":
+		dir := os.Getenv(plugin.EnvUnixSocketDir)
+		if _, err := net.Listen("unix", dir+"/s"); err != nil {
+			panic(err)
+		}
+		fmt.Printf("1|1|unix|%s/s|grpc\n", dir)
+		time.Sleep(time.Hour)
+	case "linger":
+		time.Sleep(time.Minute)
+		return
+	default:
+		if s.Line != "" {
+			fmt.Println(s.Line)
+		}
+	}
+	if s.Do == "print" || s.Do == "symlink" {
+		time.Sleep(time.Minute)
+	}
+	serve(s)
+}
+
+func readScript() *script {
+	self, err := os.Open("/proc/self/exe")
+	if err != nil {
+		panic(err)
+	}
+	defer self.Close()
+	end, _ := self.Seek(0, io.SeekEnd)
+	tail := make([]byte, min(end, 1<<16))
+	if _, err := self.ReadAt(tail, end-int64(len(tail))); err != nil {
+		panic(err)
+	}
+	s := &script{}
+	if os.Getenv("LINGER") != "" {
+		s.Do = "linger"
+		return s
+	}
+	if err := json.Unmarshal(tail[bytes.LastIndexByte(tail, '\n')+1:], s); err != nil {
+		panic(err)
+	}
+	return s
+}
+
+func note(path string) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		panic(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteString("x"); err != nil {
+		panic(err)
+	}
+}
+
+// fork leaves a child in a session of its own that holds stdout open.
+func fork() {
+	child := exec.Command("/proc/self/exe")
+	child.Env = []string{"LINGER=1"}
+	child.Stdout, child.Stderr = os.Stdout, os.Stderr
+	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := child.Start(); err != nil {
+		panic(err)
+	}
+}
+
+func serve(s *script) {
+	handshake := wire.Handshake()
+	if s.Version != 0 {
+		handshake.ProtocolVersion = s.Version
+	}
+	if s.Cookie != "" {
+		handshake.MagicCookieValue = s.Cookie
+	}
+	plugin.Serve(&plugin.ServeConfig{
+		HandshakeConfig: handshake,
+		Plugins:         wire.PluginSet(&describer{script: s}),
+		GRPCServer:      plugin.DefaultGRPCServer,
+		Logger:          hclog.New(&hclog.LoggerOptions{Level: hclog.Warn, Output: os.Stderr}),
+	})
+}
+
+type describer struct {
+	workerv1.UnimplementedPluginServiceServer
+	script *script
+}
+
+func (d *describer) Describe(ctx context.Context, _ *workerv1.DescribeRequest) (*workerv1.DescribeResponse, error) {
+	t := &d.script.Type
+	switch d.script.Do {
+	case "panic describing":
+		panic("the goat ate the descriptor")
+	case "hang describing":
+		time.Sleep(time.Hour)
+	case "huge":
+		t.ConfigSchema = bytes.Repeat([]byte(" "), 20<<20)
+	case "tell":
+		t.Summary = tell()
+	}
+	return &workerv1.DescribeResponse{Descriptor_: t}, nil
+}
+
+// tell says how it is confined, in one line.
+func tell() string {
+	var told []string
+	status, _ := os.ReadFile("/proc/self/status")
+	for line := range strings.Lines(string(status)) {
+		for _, key := range []string{"Uid:", "Groups:", "NoNewPrivs:"} {
+			if strings.HasPrefix(line, key) {
+				told = append(told, strings.Join(strings.Fields(line), "_"))
+			}
+		}
+	}
+	limits, _ := os.ReadFile("/proc/self/limits")
+	for line := range strings.Lines(string(limits)) {
+		for _, key := range []string{"Max core", "Max data", "Max processes"} {
+			if strings.HasPrefix(line, key) {
+				told = append(told, strings.Join(strings.Fields(line), "_"))
+			}
+		}
+	}
+	for _, v := range os.Environ() {
+		name, _, _ := strings.Cut(v, "=")
+		told = append(told, "$"+name)
+	}
+	interfaces, _ := net.Interfaces()
+	told = append(told, fmt.Sprintf("pid_%d", os.Getpid()), fmt.Sprintf("interfaces_%d", len(interfaces)))
+	return strings.Join(told, " ")
+}
