@@ -44,7 +44,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("NO_COLOR", "1")
 			// Under the race detector every command would sleep a second at its end.
 			env.Setenv("GORACE", "atexit_sleep_ms=0")
-			env.Defer(func() { clear(t, env, data) })
+			env.Defer(func() { endAll(t, env, data) })
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
@@ -67,9 +67,9 @@ func buildPlugins(t *testing.T) (string, error) {
 	return dir, os.Rename(filepath.Join(dir, "template"), filepath.Join(dir, "dals-worker-template"))
 }
 
-// clear ends what runs on a data folder; a host that is gone is started again
+// endAll ends what runs on a data folder; a host that is gone is started again
 // for it, since only a host may end workers.
-func clear(t *testing.T, env *testscript.Env, data string) {
+func endAll(t *testing.T, env *testscript.Env, data string) {
 	if _, err := os.Stat(filepath.Join(data, "registry.db")); errors.Is(err, fs.ErrNotExist) {
 		return
 	}
@@ -86,7 +86,7 @@ func clear(t *testing.T, env *testscript.Env, data string) {
 	}
 	serve := command("serve", "--launcher", "process")
 	if err := serve.Start(); err != nil {
-		t.Errorf("clear %s: %v", data, err)
+		t.Errorf("end what runs on %s: %v", data, err)
 		return
 	}
 	var err error
@@ -94,7 +94,7 @@ func clear(t *testing.T, env *testscript.Env, data string) {
 		err = command("down", "--timeout", "1s").Run()
 	}
 	if err != nil {
-		t.Errorf("clear %s: %v", data, err)
+		t.Errorf("end what runs on %s: %v", data, err)
 		serve.Process.Kill()
 	}
 	serve.Wait()

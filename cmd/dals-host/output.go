@@ -114,11 +114,9 @@ func (t *table) block(label, value string) {
 	}
 }
 
-// text is a line of its own, not aligned with others.
+// text is a line of its own: the rows before and after it align apart.
 func (t *table) text(format string, args ...any) {
-	t.w.Flush() // an error comes again at the end
 	fmt.Fprintln(t.w, oneLine(fmt.Sprintf(format, args...)))
-	t.w.Flush()
 }
 
 // oneLine keeps what can be printed: no escape sequences, no control

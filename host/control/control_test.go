@@ -239,8 +239,8 @@ func TestSocketRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	for path, want := range map[string]error{
-		filepath.Join(open, "host.sock"):             worker.ErrInvalid,
-		taken:                                        worker.ErrConflict,
+		filepath.Join(open, "host.sock"): worker.ErrInvalid,
+		taken:                            worker.ErrConflict,
 		filepath.Join(open, "missing", "host.sock"):  os.ErrNotExist,
 		filepath.Join(taken, "host.sock"):            unix.ENOTDIR,
 		filepath.Join(privateDir(t), longName(t)):    unix.EINVAL,
@@ -344,6 +344,25 @@ func TestFaults(t *testing.T) {
 		info, ok := s.Details()[0].(*errdetails.ErrorInfo)
 		if !ok || info.GetReason() != c.reason || info.GetDomain() != "dals" || info.GetMetadata()["hint"] != "try again" {
 			t.Errorf("%v came with %v", c.err, s.Details()[0])
+		}
+	}
+}
+
+// TestRefusalsAreHinted: a refusal says what to do, unless its own hint knows
+// better, and other errors with the same reason get none.
+func TestRefusalsAreHinted(t *testing.T) {
+	b := &backend{}
+	h := host(t, b)
+	for want, err := range map[string]error{
+		"sign a new one: each may be sent once": worker.Refuse("replayed", "seen"),
+		"wait":                                  worker.Hint(worker.Refuse("replayed", "seen"), "wait"),
+		"":                                      worker.Refuse("of_tomorrow", "no"),
+	} {
+		b.status = func() (control.Status, error) { return control.Status{}, err }
+		_, failed := h.GetStatus(t.Context(), &hostv1.GetStatusRequest{})
+		info, ok := status.Convert(failed).Details()[0].(*errdetails.ErrorInfo)
+		if !ok || info.GetMetadata()["hint"] != want {
+			t.Errorf("%v came with %v, want hint %q", err, info, want)
 		}
 	}
 }

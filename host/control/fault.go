@@ -17,7 +17,7 @@ import (
 const Domain = "dals"
 
 // families is the one table from errors to codes. The first match counts: a
-// refusal by its own code comes before all (refusalCodes).
+// refusal's own code (see refusals) comes before all.
 var families = []struct {
 	err    error
 	code   codes.Code
@@ -35,22 +35,35 @@ var families = []struct {
 	{context.Canceled, codes.Canceled, "canceled"},
 }
 
-// refusalCodes are the refusals that are not a matter of permission.
-var refusalCodes = map[string]codes.Code{
-	"payload_too_large":  codes.InvalidArgument,
-	"malformed":          codes.InvalidArgument,
-	"payload_not_json":   codes.InvalidArgument,
-	"schema_mismatch":    codes.InvalidArgument,
-	"rate_limited":       codes.ResourceExhausted,
-	"worker_unavailable": codes.Unavailable,
+// refusals are the codes of the gate, in the order of its checks, and what a
+// sender can do about each. A code that is not here is a PermissionDenied.
+var refusals = map[string]struct {
+	code codes.Code
+	hint string
+}{
+	"payload_too_large":  {codes.InvalidArgument, "send at most 4 MiB"},
+	"rate_limited":       {codes.ResourceExhausted, "send again in a second"},
+	"malformed":          {codes.InvalidArgument, "make envelopes with dals-host send or sdk/client"},
+	"recipient_unknown":  {codes.PermissionDenied, "run dals-host workers to see those that there are"},
+	"recipient_retired":  {codes.PermissionDenied, "run dals-host workers to see those that live"},
+	"sender_unknown":     {codes.PermissionDenied, "make and enrol a key: dals-host client add NAME --key-out FILE"},
+	"sender_revoked":     {codes.PermissionDenied, "make and enrol a key: dals-host client add NAME --key-out FILE"},
+	"expired":            {codes.PermissionDenied, "sign it again; if it was just signed, compare the clocks"},
+	"not_yet_valid":      {codes.PermissionDenied, "compare the clocks of sender and host"},
+	"ttl_too_long":       {codes.PermissionDenied, "sign it for at most 5 minutes"},
+	"replayed":           {codes.PermissionDenied, "sign a new one: each may be sent once"},
+	"bad_proof":          {codes.PermissionDenied, "it was changed, or signed with another key: sign it again"},
+	"kind_unknown":       {codes.PermissionDenied, "run dals-host types to see what workers can do"},
+	"payload_not_json":   {codes.InvalidArgument, "a payload is one JSON value, as in {\"message\": \"hello\"}"},
+	"schema_mismatch":    {codes.InvalidArgument, "run dals-host types --json to see the input_schema"},
+	"worker_unavailable": {codes.Unavailable, "run dals-host worker to see its state, and send again"},
 }
 
 // classify finds the gRPC code and the stable reason of an error.
 func classify(err error) (codes.Code, string) {
-	var refusal *worker.Refusal
-	if errors.As(err, &refusal) {
-		if code, ok := refusalCodes[refusal.Code]; ok {
-			return code, refusal.Code
+	if refusal, ok := errors.AsType[*worker.Refusal](err); ok {
+		if known, ok := refusals[refusal.Code]; ok {
+			return known.code, refusal.Code
 		}
 		return codes.PermissionDenied, refusal.Code
 	}
@@ -67,7 +80,11 @@ func classify(err error) (codes.Code, string) {
 func toStatus(err error) error {
 	code, reason := classify(err)
 	info := &errdetails.ErrorInfo{Reason: reason, Domain: Domain}
-	if hint := worker.HintOf(err); hint != "" {
+	hint := worker.HintOf(err)
+	if hint == "" {
+		hint = refusals[reason].hint
+	}
+	if hint != "" {
 		info.Metadata = map[string]string{"hint": hint}
 	}
 	s := status.New(code, err.Error())

@@ -35,9 +35,9 @@ import (
 	hostv1 "github.com/dals-host/dals-host/sdk/proto/host/v1"
 )
 
-// maxMessage is the largest answer that is read, in bytes: a result of 4 MiB
-// and its header fit.
-const maxMessage = 8 << 20
+// maxMessage is the largest answer that is read, in bytes. Results are 4 MiB at
+// most; a list of all workers may be longer.
+const maxMessage = 64 << 20
 
 // Config says where the host is and who we are.
 type Config struct {

@@ -498,7 +498,10 @@ func TestLogs(t *testing.T) {
 	if got := strings.Join(lines, " "); got != "a b c" {
 		t.Fatalf("lines %s", got)
 	}
-	for range c.Logs(t.Context(), client.LogsRequest{Worker: "nora", Follow: true}) {
+	for line, err := range c.Logs(t.Context(), client.LogsRequest{Worker: "nora", Follow: true}) {
+		if line != "a" || err != nil {
+			t.Errorf("first line %q, %v", line, err)
+		}
 		break // ends the stream too: goleak would tell
 	}
 	h.fail = status.Error(codes.Internal, "disk gone")

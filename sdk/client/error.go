@@ -92,8 +92,7 @@ func unreachable(socket string, err error) error {
 // signFault gives what is wrong with a request before it is sent the code that
 // the gate would give it.
 func signFault(err error) error {
-	var format *envelope.FormatError
-	if errors.As(err, &format) {
+	if format, ok := errors.AsType[*envelope.FormatError](err); ok {
 		return &Error{Code: format.Code, Message: err.Error(), cause: err}
 	}
 	return fmt.Errorf("sign envelope: %w", err)

@@ -158,11 +158,9 @@ func startHost() exampleHost {
 	}
 	server := grpc.NewServer()
 	hostv1.RegisterHostServiceServer(server, &fakeHost{key: ed25519.NewKeyFromSeed(bytes.Repeat([]byte{2}, 32))})
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(listener) }()
+	go server.Serve(listener)
 	h.stop = func() {
-		server.Stop()
-		<-served
+		server.Stop() // waits for Serve
 		os.RemoveAll(dir)
 	}
 	return h

@@ -72,7 +72,7 @@ func (c *Client) Down(ctx context.Context, timeout time.Duration) (int, error) {
 func (c *Client) AddClient(ctx context.Context, name string, public ed25519.PublicKey) (Enrolment, error) {
 	resp, err := c.host.AddClient(ctx, &hostv1.AddClientRequest{Name: name, PublicKey: public})
 	if err != nil {
-		return Enrolment{}, fmt.Errorf("add client %.63s: %w", name, c.fault(ctx, err))
+		return Enrolment{}, fmt.Errorf("enrol client: %w", c.fault(ctx, err))
 	}
 	return enrolment(resp.GetClient()), nil
 }
@@ -90,7 +90,7 @@ func (c *Client) Clients(ctx context.Context) ([]Enrolment, error) {
 func (c *Client) RevokeClient(ctx context.Context, name string) (Enrolment, error) {
 	resp, err := c.host.RevokeClient(ctx, &hostv1.RevokeClientRequest{Name: name})
 	if err != nil {
-		return Enrolment{}, fmt.Errorf("revoke client %.63s: %w", name, c.fault(ctx, err))
+		return Enrolment{}, fmt.Errorf("revoke client: %w", c.fault(ctx, err))
 	}
 	return enrolment(resp.GetClient()), nil
 }
