@@ -163,16 +163,16 @@ func TestFailingClosuresLeaveTheirGroupAlone(t *testing.T) {
 			panic("oh no")
 		},
 		func(tx *Tx) error { // a violation ends its statement, not the closure
-			j := Job{ID: "j", Kind: "forge"}
-			if err := errors.Join(append1("d", &d)(tx), tx.BeginJob(j)); err != nil {
+			j := Client{ID: "j", Name: "robot"}
+			if err := errors.Join(append1("d", &d)(tx), tx.AddClient(j)); err != nil {
 				return err
 			}
-			if err := tx.BeginJob(j); !errors.Is(err, worker.ErrConflict) {
-				t.Errorf("second job with one id: %v", err)
+			if err := tx.AddClient(j); !errors.Is(err, worker.ErrConflict) {
+				t.Errorf("second client with one id: %v", err)
 			}
 			return nil
 		},
-		func(tx *Tx) error { return tx.BeginJob(Job{ID: "j", Kind: "forge"}) },
+		func(tx *Tx) error { return tx.AddClient(Client{ID: "j", Name: "other"}) },
 		append1("e", &e),
 	)
 	for i, err := range errs {

@@ -1,6 +1,7 @@
-// Package registry is the host's memory: workers and their numbers, the forge's
-// journal, clients, known plugins, outstanding envelopes, and the entries of the
-// record, all in one SQLite file. Nothing else in the project speaks SQL.
+// Package registry is the host's memory: workers and their numbers, clients,
+// known plugins, outstanding envelopes, and the entries of the record, all in one
+// SQLite file. The state of a worker's row is the forge's journal. Nothing else
+// in the project speaks SQL.
 //
 // Every write goes through Update: a closure that one goroutine, the committer,
 // runs. It takes all closures that wait, runs each in a savepoint of one

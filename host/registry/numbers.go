@@ -33,6 +33,18 @@ func (tx *Tx) AllocateSerial(m worker.ModelNumber) (serial worker.Serial, err er
 	return serial, err
 }
 
+// ensureShard draws the first shard, so that a plan sees the serials that a forge
+// will get.
+func (tx *Tx) ensureShard() error {
+	return tx.do("draw shard", func() error {
+		n, err := tx.q.CountShards(tx.ctx)
+		if err != nil || n > 0 {
+			return err
+		}
+		return tx.drawShard()
+	})
+}
+
 // drawShard draws a shard that this host has not had.
 func (tx *Tx) drawShard() error {
 	for {

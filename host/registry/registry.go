@@ -55,6 +55,9 @@ func (r *Registry) open(ctx context.Context, c Config) (err error) {
 		r.committer.stop()
 		return errors.Join(err, r.committer.close())
 	}
+	if err := r.Update(ctx, (*Tx).ensureShard); err != nil {
+		return errors.Join(err, r.Close())
+	}
 	return nil
 }
 

@@ -64,18 +64,6 @@ CREATE TABLE port_quarantine (
 
 CREATE INDEX port_quarantine_until ON port_quarantine (until);
 
-CREATE TABLE jobs (
-    id         TEXT    NOT NULL PRIMARY KEY,
-    kind       TEXT    NOT NULL,
-    serial     TEXT    NOT NULL,
-    request    BLOB    NOT NULL,
-    step       INTEGER NOT NULL,
-    step_name  TEXT    NOT NULL,
-    phase      TEXT    NOT NULL CHECK (phase IN ('begun', 'done', 'undoing')),
-    started_at INTEGER NOT NULL,
-    updated_at INTEGER NOT NULL
-) STRICT;
-
 CREATE TABLE clients (
     id         TEXT    NOT NULL PRIMARY KEY,
     name       TEXT    NOT NULL,

@@ -3,6 +3,9 @@ UPDATE shards SET used = shards.used + 1
 WHERE id = (SELECT max(s.id) FROM shards s) AND shards.used < sqlc.arg(capacity)
 RETURNING shard, used;
 
+-- name: CountShards :one
+SELECT count(*) FROM shards;
+
 -- name: InsertShard :execrows
 INSERT INTO shards (shard, used) VALUES (?, 0) ON CONFLICT (shard) DO NOTHING;
 

@@ -36,11 +36,11 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.clientsStmt, err = db.PrepareContext(ctx, clients); err != nil {
 		return nil, fmt.Errorf("error preparing query Clients: %w", err)
 	}
+	if q.countShardsStmt, err = db.PrepareContext(ctx, countShards); err != nil {
+		return nil, fmt.Errorf("error preparing query CountShards: %w", err)
+	}
 	if q.countWorkersStmt, err = db.PrepareContext(ctx, countWorkers); err != nil {
 		return nil, fmt.Errorf("error preparing query CountWorkers: %w", err)
-	}
-	if q.deleteJobStmt, err = db.PrepareContext(ctx, deleteJob); err != nil {
-		return nil, fmt.Errorf("error preparing query DeleteJob: %w", err)
 	}
 	if q.deleteQuarantinedStmt, err = db.PrepareContext(ctx, deleteQuarantined); err != nil {
 		return nil, fmt.Errorf("error preparing query DeleteQuarantined: %w", err)
@@ -81,17 +81,11 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.insertGroupStmt, err = db.PrepareContext(ctx, insertGroup); err != nil {
 		return nil, fmt.Errorf("error preparing query InsertGroup: %w", err)
 	}
-	if q.insertJobStmt, err = db.PrepareContext(ctx, insertJob); err != nil {
-		return nil, fmt.Errorf("error preparing query InsertJob: %w", err)
-	}
 	if q.insertShardStmt, err = db.PrepareContext(ctx, insertShard); err != nil {
 		return nil, fmt.Errorf("error preparing query InsertShard: %w", err)
 	}
 	if q.insertWorkerStmt, err = db.PrepareContext(ctx, insertWorker); err != nil {
 		return nil, fmt.Errorf("error preparing query InsertWorker: %w", err)
-	}
-	if q.jobsStmt, err = db.PrepareContext(ctx, jobs); err != nil {
-		return nil, fmt.Errorf("error preparing query Jobs: %w", err)
 	}
 	if q.lastGroupStmt, err = db.PrepareContext(ctx, lastGroup); err != nil {
 		return nil, fmt.Errorf("error preparing query LastGroup: %w", err)
@@ -140,9 +134,6 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	}
 	if q.setMetaStmt, err = db.PrepareContext(ctx, setMeta); err != nil {
 		return nil, fmt.Errorf("error preparing query SetMeta: %w", err)
-	}
-	if q.stepJobStmt, err = db.PrepareContext(ctx, stepJob); err != nil {
-		return nil, fmt.Errorf("error preparing query StepJob: %w", err)
 	}
 	if q.takeDeliveryStmt, err = db.PrepareContext(ctx, takeDelivery); err != nil {
 		return nil, fmt.Errorf("error preparing query TakeDelivery: %w", err)
@@ -193,14 +184,14 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing clientsStmt: %w", cerr)
 		}
 	}
+	if q.countShardsStmt != nil {
+		if cerr := q.countShardsStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing countShardsStmt: %w", cerr)
+		}
+	}
 	if q.countWorkersStmt != nil {
 		if cerr := q.countWorkersStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing countWorkersStmt: %w", cerr)
-		}
-	}
-	if q.deleteJobStmt != nil {
-		if cerr := q.deleteJobStmt.Close(); cerr != nil {
-			err = fmt.Errorf("error closing deleteJobStmt: %w", cerr)
 		}
 	}
 	if q.deleteQuarantinedStmt != nil {
@@ -268,11 +259,6 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing insertGroupStmt: %w", cerr)
 		}
 	}
-	if q.insertJobStmt != nil {
-		if cerr := q.insertJobStmt.Close(); cerr != nil {
-			err = fmt.Errorf("error closing insertJobStmt: %w", cerr)
-		}
-	}
 	if q.insertShardStmt != nil {
 		if cerr := q.insertShardStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing insertShardStmt: %w", cerr)
@@ -281,11 +267,6 @@ func (q *Queries) Close() error {
 	if q.insertWorkerStmt != nil {
 		if cerr := q.insertWorkerStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing insertWorkerStmt: %w", cerr)
-		}
-	}
-	if q.jobsStmt != nil {
-		if cerr := q.jobsStmt.Close(); cerr != nil {
-			err = fmt.Errorf("error closing jobsStmt: %w", cerr)
 		}
 	}
 	if q.lastGroupStmt != nil {
@@ -366,11 +347,6 @@ func (q *Queries) Close() error {
 	if q.setMetaStmt != nil {
 		if cerr := q.setMetaStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing setMetaStmt: %w", cerr)
-		}
-	}
-	if q.stepJobStmt != nil {
-		if cerr := q.stepJobStmt.Close(); cerr != nil {
-			err = fmt.Errorf("error closing stepJobStmt: %w", cerr)
 		}
 	}
 	if q.takeDeliveryStmt != nil {
@@ -456,8 +432,8 @@ type Queries struct {
 	allWorkersStmt          *sql.Stmt
 	clientStmt              *sql.Stmt
 	clientsStmt             *sql.Stmt
+	countShardsStmt         *sql.Stmt
 	countWorkersStmt        *sql.Stmt
-	deleteJobStmt           *sql.Stmt
 	deleteQuarantinedStmt   *sql.Stmt
 	deleteTypeStmt          *sql.Stmt
 	deleteWorkerStmt        *sql.Stmt
@@ -471,10 +447,8 @@ type Queries struct {
 	highestUIDStmt          *sql.Stmt
 	insertClientStmt        *sql.Stmt
 	insertGroupStmt         *sql.Stmt
-	insertJobStmt           *sql.Stmt
 	insertShardStmt         *sql.Stmt
 	insertWorkerStmt        *sql.Stmt
-	jobsStmt                *sql.Stmt
 	lastGroupStmt           *sql.Stmt
 	lowestFreeUIDStmt       *sql.Stmt
 	metaStmt                *sql.Stmt
@@ -491,7 +465,6 @@ type Queries struct {
 	quarantinedStmt         *sql.Stmt
 	revokeClientStmt        *sql.Stmt
 	setMetaStmt             *sql.Stmt
-	stepJobStmt             *sql.Stmt
 	takeDeliveryStmt        *sql.Stmt
 	takeUIDStmt             *sql.Stmt
 	typesStmt               *sql.Stmt
@@ -510,8 +483,8 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		allWorkersStmt:          q.allWorkersStmt,
 		clientStmt:              q.clientStmt,
 		clientsStmt:             q.clientsStmt,
+		countShardsStmt:         q.countShardsStmt,
 		countWorkersStmt:        q.countWorkersStmt,
-		deleteJobStmt:           q.deleteJobStmt,
 		deleteQuarantinedStmt:   q.deleteQuarantinedStmt,
 		deleteTypeStmt:          q.deleteTypeStmt,
 		deleteWorkerStmt:        q.deleteWorkerStmt,
@@ -525,10 +498,8 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		highestUIDStmt:          q.highestUIDStmt,
 		insertClientStmt:        q.insertClientStmt,
 		insertGroupStmt:         q.insertGroupStmt,
-		insertJobStmt:           q.insertJobStmt,
 		insertShardStmt:         q.insertShardStmt,
 		insertWorkerStmt:        q.insertWorkerStmt,
-		jobsStmt:                q.jobsStmt,
 		lastGroupStmt:           q.lastGroupStmt,
 		lowestFreeUIDStmt:       q.lowestFreeUIDStmt,
 		metaStmt:                q.metaStmt,
@@ -545,7 +516,6 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		quarantinedStmt:         q.quarantinedStmt,
 		revokeClientStmt:        q.revokeClientStmt,
 		setMetaStmt:             q.setMetaStmt,
-		stepJobStmt:             q.stepJobStmt,
 		takeDeliveryStmt:        q.takeDeliveryStmt,
 		takeUIDStmt:             q.takeUIDStmt,
 		typesStmt:               q.typesStmt,

@@ -35,18 +35,6 @@ type Descriptor struct {
 	ProbedAt   int64
 }
 
-type Job struct {
-	ID        string
-	Kind      string
-	Serial    worker.Serial
-	Request   []byte
-	Step      int
-	StepName  string
-	Phase     string
-	StartedAt int64
-	UpdatedAt int64
-}
-
 type LedgerCounter struct {
 	ClassCode worker.ClassCode
 	Last      int64

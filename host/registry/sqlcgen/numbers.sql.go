@@ -11,6 +11,17 @@ import (
 	"github.com/dals-host/dals-host/host/worker"
 )
 
+const countShards = `-- name: CountShards :one
+SELECT count(*) FROM shards
+`
+
+func (q *Queries) CountShards(ctx context.Context) (int64, error) {
+	row := q.queryRow(ctx, q.countShardsStmt, countShards)
+	var count int64
+	err := row.Scan(&count)
+	return count, err
+}
+
 const endPortQuarantines = `-- name: EndPortQuarantines :exec
 DELETE FROM port_quarantine WHERE until <= ?
 `

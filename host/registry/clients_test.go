@@ -23,42 +23,6 @@ func same[T any](t *testing.T, want T) func(got T, err error) {
 	}
 }
 
-func TestJobs(t *testing.T) {
-	r := openTest(t)
-	ctx := t.Context()
-	forge := Job{
-		ID: "b", Kind: "forge", Serial: "DMN-TP-1-deadbeef-00000", Request: []byte(`{"name":"Nora"}`),
-		Step: 1, StepName: "open stage", Phase: PhaseDone, StartedAt: at, UpdatedAt: at.Add(time.Second),
-	}
-	retire := Job{ID: "a", Kind: "retire"}
-	before := time.Now().Add(-time.Millisecond)
-	update(t, r, func(tx *Tx) error { return errors.Join(tx.BeginJob(retire), tx.BeginJob(forge)) })
-	jobs, err := r.Jobs(ctx)
-	if err != nil || len(jobs) != 2 || jobs[1].StartedAt.Before(before) || !jobs[1].UpdatedAt.Equal(jobs[1].StartedAt) {
-		t.Fatalf("%+v, %v", jobs, err)
-	}
-	retire.Phase, retire.StartedAt, retire.UpdatedAt = PhaseBegun, jobs[1].StartedAt, jobs[1].UpdatedAt
-	same(t, []Job{forge, retire})(jobs, err)
-
-	conflict(t, r.Update(ctx, func(tx *Tx) error { return tx.BeginJob(forge) }), "id")
-	update(t, r, func(tx *Tx) error {
-		return errors.Join(tx.StepJob("b", 2, "generate keys", PhaseUndoing), tx.EndJob("a"), tx.EndJob("a"))
-	})
-	jobs, err = r.Jobs(ctx)
-	if err != nil || len(jobs) != 1 || jobs[0].UpdatedAt.Before(before) {
-		t.Fatalf("%+v, %v", jobs, err)
-	}
-	forge.Step, forge.StepName, forge.Phase, forge.UpdatedAt = 2, "generate keys", PhaseUndoing, jobs[0].UpdatedAt
-	same(t, []Job{forge})(jobs, err)
-
-	if err := r.Update(ctx, func(tx *Tx) error { return tx.StepJob("a", 1, "x", PhaseDone) }); !errors.Is(err, worker.ErrNotFound) {
-		t.Errorf("step of a job that is over: %v", err)
-	}
-	if err := r.Update(ctx, func(tx *Tx) error { return tx.StepJob("b", 1, "x", "asleep") }); !errors.Is(err, worker.ErrInvalid) {
-		t.Errorf("step to an unknown phase: %v", err)
-	}
-}
-
 func TestClients(t *testing.T) {
 	r := openTest(t)
 	ctx := t.Context()
