@@ -66,7 +66,7 @@ func launchers(t *testing.T, test func(t *testing.T, h *host)) {
 
 // host is a real dals-host process on a data folder of its own.
 type host struct {
-	t        *testing.T
+	t        testing.TB
 	launcher string
 	dir      string
 	cmd      *exec.Cmd
@@ -77,7 +77,7 @@ type host struct {
 
 // newHost starts a host with the plugins dropped into it. When the test ends it
 // is taken down, and nothing of it may be left.
-func newHost(t *testing.T, launcher string) *host {
+func newHost(t testing.TB, launcher string) *host {
 	t.Helper()
 	// Not t.TempDir: its removal would hide what down leaves behind.
 	dir, err := os.MkdirTemp("", "dals-e2e-data-")
@@ -312,20 +312,27 @@ func processes() map[int]string {
 	return all
 }
 
+// down ends host and workers, if that has not been done.
+func (h *host) down() {
+	h.t.Helper()
+	if h.cmd.ProcessState != nil {
+		return
+	}
+	if _, stderr, code := h.run("down", "--timeout", "2s"); code != 0 {
+		h.t.Errorf("down: exit %d: %s\n%s", code, stderr, h.log)
+		h.kill()
+	} else if err := h.cmd.Wait(); err != nil {
+		h.t.Errorf("host after down: %v\n%s", err, h.log)
+	}
+}
+
 // clean takes the host down and looks for leftovers.
 func (h *host) clean() {
 	h.t.Helper()
 	if h.t.Failed() {
 		h.t.Logf("host log:\n%s", h.log)
 	}
-	if h.cmd.ProcessState == nil {
-		if _, stderr, code := h.run("down", "--timeout", "2s"); code != 0 {
-			h.t.Errorf("down: exit %d: %s\n%s", code, stderr, h.log)
-			h.kill()
-		} else if err := h.cmd.Wait(); err != nil {
-			h.t.Errorf("host after down: %v\n%s", err, h.log)
-		}
-	}
+	h.down()
 	for pid, text := range processes() {
 		if strings.Contains(text, h.dir) || strings.Contains(text, h.id) {
 			h.t.Errorf("process %d left: %q", pid, text)

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Measures what docs/PERFORMANCE.md reports. Figures of one run belong together:
+# compare ratios, not figures of two runs. Needs root and containerd.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+[ "$(id -u)" -eq 0 ] || exec scripts/as-root.sh "$0"
+scripts/setup-containerd.sh
+PATH=$PATH:/usr/sbin:/sbin
+
+echo '== forging: complete forges against ctr run -d of the same containers'
+go test -run '^$' -bench '^BenchmarkForge$' -benchtime "${ROUNDS:-5}x" -timeout 30m ./internal/e2e
+echo '== the registry: committed updates against plain SQLite inserts'
+go test -run '^$' -bench . ./host/registry
+echo '== the record: publishing entries as a Merkle log'
+go test -run '^$' -bench . ./host/record
