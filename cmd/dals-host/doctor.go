@@ -64,7 +64,7 @@ command that helps. It changes nothing, and exits 1 when something fails.`,
 				return err
 			}
 			if failed > 0 {
-				return fmt.Errorf("doctor: %d checks failed", failed)
+				return fmt.Errorf("doctor: %s failed", count(failed, "check"))
 			}
 			return nil
 		},

@@ -30,7 +30,7 @@ the host is gone: nothing runs any more, and the data folder may be deleted.`,
 			document := struct {
 				Workers int `json:"workers_stopped"`
 			}{stopped}
-			return a.show(document, func(t *table) { t.text("host ended, %d workers stopped", stopped) })
+			return a.show(document, func(t *table) { t.text("host ended, %s stopped", count(stopped, "worker")) })
 		},
 	}
 	cmd.Flags().DurationVar(&timeout, "timeout", 0, "time for workers to end by themselves (default the host's)")

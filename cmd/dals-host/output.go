@@ -135,10 +135,17 @@ func printable(s string) string {
 	}, s)
 }
 
+// count is n of something, in words.
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
 // The colours of messages.
 const (
 	red    = "31"
-	green  = "32"
 	yellow = "33"
 )
 

@@ -51,7 +51,7 @@ folder itself, whether or not a host runs on it, and changes nothing.`,
 				return err
 			}
 			if n := len(report.Problems); n > 0 {
-				return withHint(fmt.Errorf("verify vault: %d problems, first %s", n, report.Problems[0]),
+				return withHint(fmt.Errorf("verify vault: %s, first %s", count(n, "problem"), report.Problems[0]),
 					"somebody or something changed the record: keep the folder as it is, and compare with a backup")
 			}
 			a.message("the record is whole")
