@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/dals-host/dals-host/host/launch/internal/pidfd"
 	"github.com/dals-host/dals-host/host/worker"
 )
 
@@ -66,12 +68,30 @@ func (c cgroups) processes(serial worker.Serial) ([]int, error) {
 func (c cgroups) killAll(serial worker.Serial) (found bool, err error) {
 	pids, err := c.processes(serial)
 	for _, pid := range pids {
-		// Membership pins nothing, but a number is reused only after a full turn.
-		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
-			return true, fmt.Errorf("kill process %d: %w", pid, err)
-		}
+		err = errors.Join(err, c.kill(serial, pid))
 	}
 	return len(pids) > 0, err
+}
+
+// kill kills process pid if, once held, it still is in the worker's groups.
+func (c cgroups) kill(serial worker.Serial, pid int) error {
+	id, err := pidfd.Identify(pid)
+	if err != nil {
+		return nil // it has ended
+	}
+	process, err := pidfd.Open(id)
+	if errors.Is(err, pidfd.ErrGone) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer process.Close()
+	now, err := c.processes(serial)
+	if err != nil || !slices.Contains(now, pid) {
+		return err
+	}
+	return process.Signal(unix.SIGKILL)
 }
 
 // oomKilled says whether the kernel has killed for memory in the worker's group.

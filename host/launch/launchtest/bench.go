@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"io"
 	mathrand "math/rand/v2"
 	"os"
@@ -208,7 +209,7 @@ func (b *Bench) LogText(spec launch.Spec) string {
 func (b *Bench) Starts(spec launch.Spec) int {
 	b.t.Helper()
 	f, err := os.Open(filepath.Join(spec.Dir, launch.StateDir, "starts"))
-	if os.IsNotExist(err) {
+	if errors.Is(err, os.ErrNotExist) {
 		return 0
 	}
 	b.must(err)

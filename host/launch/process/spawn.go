@@ -17,7 +17,9 @@ import (
 	"github.com/dals-host/dals-host/host/worker"
 )
 
-// Descriptors that a worker is born with, besides the standard three.
+// Descriptors that a worker is born with, besides the standard three. Folder
+// and binary are reached by descriptor, because their paths lie below folders
+// that the worker's uid cannot enter.
 const (
 	dirFD    = 3 // its folder
 	lockFD   = 4 // its lock file, locked
@@ -26,40 +28,16 @@ const (
 
 // spawn starts the worker's binary. The caller owns the result.
 func spawn(spec launch.Spec, lock *os.File, mark string) (*pidfd.Process, error) {
-	var files []*os.File
-	defer func() {
-		for _, f := range files {
-			_ = f.Close()
-		}
-	}()
-	keep := func(f *os.File, err error) (*os.File, error) {
-		if err == nil {
-			files = append(files, f)
-		}
-		return f, err
-	}
-	null, err := keep(os.Open(os.DevNull))
-	if err != nil {
-		return nil, fmt.Errorf("open standard input: %w", err)
-	}
-	logPath := filepath.Join(spec.Dir, launch.LogsDir, launch.LogFile)
-	log, err := keep(os.OpenFile(logPath, os.O_WRONLY|os.O_APPEND|os.O_CREATE|unix.O_NOFOLLOW, 0o600))
-	if err != nil {
-		return nil, fmt.Errorf("open log: %w", err)
-	}
-	dir, err := keep(os.OpenFile(spec.Dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0))
-	if err != nil {
-		return nil, fmt.Errorf("open folder: %w", err)
-	}
-	binary, err := keep(openBinary(spec.Image.Path))
+	files, err := openFiles(spec, lock)
 	if err != nil {
 		return nil, err
 	}
+	defer closeFiles(files, lock)
 	fd := -1
 	attr := &os.ProcAttr{
 		Dir:   "/",
 		Env:   []string{mark, fmt.Sprintf("%s=/proc/self/fd/%d", launch.EnvDir, dirFD)},
-		Files: []*os.File{null, log, log, dirFD: dir, lockFD: lock, binaryFD: binary},
+		Files: files,
 		Sys:   &syscall.SysProcAttr{Setsid: true, PidFD: &fd, Credential: credential(spec.UID)},
 	}
 	pid, err := restricted(func() (int, error) {
@@ -82,6 +60,43 @@ func spawn(spec launch.Spec, lock *os.File, mark string) (*pidfd.Process, error)
 	return proc, nil
 }
 
+// openFiles opens what the worker is born with, in the order of descriptors.
+func openFiles(spec launch.Spec, lock *os.File) (files []*os.File, err error) {
+	defer func() {
+		if err != nil {
+			closeFiles(files, lock)
+		}
+	}()
+	add := func(what, path string, flags int) {
+		if err != nil {
+			return
+		}
+		f, openErr := os.OpenFile(path, flags|unix.O_NOFOLLOW, 0o600)
+		if openErr != nil {
+			err = fmt.Errorf("open %s: %w", what, openErr)
+			return
+		}
+		files = append(files, f)
+	}
+	logPath := filepath.Join(spec.Dir, launch.LogsDir, launch.LogFile)
+	add("standard input", os.DevNull, os.O_RDONLY)
+	add("log", logPath, os.O_WRONLY|os.O_APPEND|os.O_CREATE)
+	add("log", logPath, os.O_WRONLY|os.O_APPEND)
+	add("folder", spec.Dir, os.O_RDONLY|unix.O_DIRECTORY)
+	files = append(files, lock)
+	add("binary", spec.Image.Path, os.O_RDONLY)
+	return files, err
+}
+
+// closeFiles closes the host's copies, but for the lock, which is the caller's.
+func closeFiles(files []*os.File, lock *os.File) {
+	for _, f := range files {
+		if f != lock {
+			_ = f.Close()
+		}
+	}
+}
+
 // credential is nil where the worker keeps the host's own uid.
 func credential(uid int) *syscall.Credential {
 	if uid == os.Geteuid() {
@@ -93,16 +108,6 @@ func credential(uid int) *syscall.Credential {
 // argument is what the process list shows of the worker.
 func argument(spec launch.Spec) string {
 	return "dals-worker-" + spec.Image.Type + " " + string(spec.Serial)
-}
-
-// openBinary opens a store file for execution by descriptor: its path may lie
-// below folders that the worker's uid cannot enter.
-func openBinary(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
-	if err != nil {
-		return nil, fmt.Errorf("open binary: %w", err)
-	}
-	return f, nil
 }
 
 // restricted runs start on a thread that has no new privileges, no ambient
