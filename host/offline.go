@@ -101,10 +101,7 @@ func (f *folder) find(ctx context.Context, id string) (uint64, error) {
 	}
 	found, err := record.Find(ctx, source{f.registry}, id)
 	if err != nil {
-		return 0, err
-	}
-	if len(found) == 0 {
-		return 0, worker.Hint(fmt.Errorf("no entry about %q in the record: %w", id, worker.ErrNotFound), "give an entry's index, or the id that dals-host send printed")
+		return 0, worker.Hint(err, "give an entry's index, or the id that dals-host send printed")
 	}
 	return found[len(found)-1], nil // the oldest: its admission
 }

@@ -1,30 +1,22 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/dals-host/dals-host/host"
 	"github.com/dals-host/dals-host/sdk/client"
 )
 
-const (
-	installContainerd = "apt-get install --no-install-recommends containerd runc"
-	// What a file system should have free, in bytes.
-	littleSpace, noSpace = 1 << 30, 64 << 20
-	// The ports that workers get.
-	firstPort, lastPort = 20000, 29999
-)
+// What a file system should have free, in bytes.
+const littleSpace, noSpace = 1 << 30, 64 << 20
 
 func checkUser() finding {
 	if os.Geteuid() == 0 {
@@ -33,68 +25,25 @@ func checkUser() finding {
 	return warn("run the host as root", "not root: workers are plain processes without isolation")
 }
 
-// checkProgram looks for programs that the containerd launcher starts, and asks
-// the first for its version. Without root they are not used.
-func checkProgram(ctx context.Context, names ...string) finding {
-	missing := fail
-	if os.Geteuid() != 0 {
-		missing = warn
+// checkContainers looks for what the containerd launcher needs. Without root it
+// is not used.
+func checkContainers(ctx context.Context) finding {
+	err := host.CheckContainers(ctx)
+	switch {
+	case err == nil:
+		return ok("workers can run in containers")
+	case os.Geteuid() != 0:
+		return warn(hintOf(err), "%v", err)
 	}
-	for _, name := range names {
-		if _, err := exec.LookPath(name); err != nil {
-			return missing(installContainerd+"; or dals-host serve --launcher process", "%s is not installed", name)
-		}
-	}
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	out, err := exec.CommandContext(ctx, names[0], "--version").Output()
-	if err != nil {
-		return missing("see what "+names[0]+" --version says", "%s does not run: %v", names[0], err)
-	}
-	first, _, _ := bytes.Cut(out, []byte("\n"))
-	return ok("%s", first)
-}
-
-// checkCgroups looks for the controllers that bound workers, in version 2 and
-// version 1 of the interface.
-func checkCgroups(root string) finding {
-	const fix = "boot with cgroup_enable=memory, and run where the controllers are delegated"
-	needed := []string{"cpu", "memory", "pids"}
-	version := "version 2"
-	var have []string
-	if data, err := os.ReadFile(filepath.Join(root, "cgroup.controllers")); err == nil {
-		have = strings.Fields(string(data))
-	} else {
-		version = "version 1"
-		for _, controller := range needed {
-			if _, err := os.Stat(filepath.Join(root, controller, "cgroup.procs")); err == nil {
-				have = append(have, controller)
-			}
-		}
-	}
-	for _, controller := range needed {
-		if !slices.Contains(have, controller) {
-			return warn(fix, "%s has no %s controller: workers in containers cannot be bounded", version, controller)
-		}
-	}
-	return ok("%s with %s", version, strings.Join(needed, ", "))
+	return fail(hintOf(err), "%v", err)
 }
 
 // checkPorts looks whether the kernel gives workers' ports to others.
-func checkPorts(rangeFile string) finding {
-	data, err := os.ReadFile(rangeFile)
-	if err != nil {
-		return warn("", "read ephemeral ports: %v", err)
+func checkPorts() finding {
+	if err := host.CheckPorts(); err != nil {
+		return fail(hintOf(err), "%v", err)
 	}
-	var from, to int
-	if _, err := fmt.Sscan(string(data), &from, &to); err != nil {
-		return warn("", "read ephemeral ports: %v", err)
-	}
-	if from <= lastPort && firstPort <= to {
-		return fail(`sysctl -w net.ipv4.ip_local_port_range="32768 60999"`,
-			"the kernel gives ports %d to %d to outgoing connections; workers have %d to %d", from, to, firstPort, lastPort)
-	}
-	return ok("workers have %d to %d, outgoing connections %d to %d", firstPort, lastPort, from, to)
+	return ok("workers have ports of their own")
 }
 
 func checkFolder(dir string) finding {

@@ -83,10 +83,8 @@ func (a *app) examine(ctx context.Context) ([]finding, error) {
 		find func() finding
 	}{
 		{"user", checkUser},
-		{"containerd", func() finding { return checkProgram(ctx, "containerd", "containerd-shim-runc-v2") }},
-		{"runc", func() finding { return checkProgram(ctx, "runc") }},
-		{"cgroups", func() finding { return checkCgroups("/sys/fs/cgroup") }},
-		{"ports", func() finding { return checkPorts("/proc/sys/net/ipv4/ip_local_port_range") }},
+		{"containers", func() finding { return checkContainers(ctx) }},
+		{"ports", checkPorts},
 		{"data folder", func() finding { return checkFolder(dir) }},
 		{"file system", func() finding { return checkFileSystem(dir) }},
 		{"operator key", a.checkKey},

@@ -28,31 +28,6 @@ func expect(t *testing.T, name string, got finding, status, detail string) {
 	}
 }
 
-func TestCheckPorts(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	expect(t, "debian", checkPorts(write(t, dir+"/a", "32768\t60999\n")), statusOK, "20000 to 29999")
-	expect(t, "all", checkPorts(write(t, dir+"/b", "1024 65535")), statusFail, "1024 to 65535")
-	expect(t, "edge", checkPorts(write(t, dir+"/c", "29999 30000")), statusFail, "29999")
-	expect(t, "next", checkPorts(write(t, dir+"/d", "30000 30001")), statusOK, "")
-	expect(t, "rubbish", checkPorts(write(t, dir+"/e", "x")), statusWarn, "read ephemeral ports")
-	expect(t, "missing", checkPorts(dir+"/f"), statusWarn, "read ephemeral ports")
-}
-
-func TestCheckCgroups(t *testing.T) {
-	t.Parallel()
-	two, one, bare := t.TempDir(), t.TempDir(), t.TempDir()
-	write(t, two+"/cgroup.controllers", "cpuset cpu io memory pids\n")
-	expect(t, "version 2", checkCgroups(two), statusOK, "version 2")
-	write(t, bare+"/cgroup.controllers", "cpu pids\n")
-	expect(t, "without memory", checkCgroups(bare), statusWarn, "no memory controller")
-	for _, controller := range []string{"cpu", "memory", "pids"} {
-		write(t, filepath.Join(one, controller, "cgroup.procs"), "")
-	}
-	expect(t, "version 1", checkCgroups(one), statusOK, "version 1")
-	expect(t, "none", checkCgroups(t.TempDir()), statusWarn, "no cpu controller")
-}
-
 func TestCheckFolder(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -123,7 +123,8 @@ type Reply struct {
 
 // Send carries one envelope: gate, record, route, result, record, reply. peer
 // names the connection it came by; timeout bounds the task from its admission.
-// When ctx ends the task goes on and its result is recorded all the same.
+// When ctx ends the worker is asked to end the task; its result is recorded all
+// the same.
 func (b *Broker) Send(ctx context.Context, peer string, env *workerv1.Envelope, timeout time.Duration) (Reply, error) {
 	timeout, err := checkTimeout(timeout)
 	if err != nil {
@@ -145,7 +146,11 @@ func (b *Broker) Send(ctx context.Context, peer string, env *workerv1.Envelope, 
 	if err := b.route(s, d, a); err != nil {
 		return Reply{}, err
 	}
-	return d.await(ctx, a.Worker)
+	reply, err := d.await(ctx, a.Worker)
+	if ctx.Err() != nil {
+		b.cancelTask(d.attempt())
+	}
+	return reply, err
 }
 
 func checkTimeout(timeout time.Duration) (time.Duration, error) {
