@@ -48,7 +48,7 @@ import (
 	"google.golang.org/grpc/backoff"
 
 	"github.com/dals-host/dals-host/host/launch"
-	"github.com/dals-host/dals-host/host/launch/internal/turn"
+	"github.com/dals-host/dals-host/host/internal/turn"
 	"github.com/dals-host/dals-host/host/worker"
 )
 

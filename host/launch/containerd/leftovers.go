@@ -17,7 +17,7 @@ import (
 func (l *Launcher) leftovers(serial worker.Serial) []string {
 	var found []string
 	for _, path := range []string{
-		filepath.Join(l.private.stateDir(), "io.containerd.runtime.v2.task", l.private.namespace, string(serial)),
+		l.private.bundle(serial),
 		filepath.Join(l.private.runcRoot(), l.private.namespace, string(serial)),
 		shimSocket(l.private.address, l.private.namespace, string(serial)),
 	} {
@@ -26,6 +26,11 @@ func (l *Launcher) leftovers(serial worker.Serial) []string {
 		}
 	}
 	return found
+}
+
+// bundle is the folder that containerd has for the worker's task.
+func (p *private) bundle(serial worker.Serial) string {
+	return filepath.Join(p.stateDir(), "io.containerd.runtime.v2.task", p.namespace, string(serial))
 }
 
 // awaitNoLeftovers gives whoever is at it a moment to finish, and says whether

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
@@ -126,42 +127,85 @@ func (l *Launcher) start(ctx context.Context, serial worker.Serial) error {
 // startFailed undoes a start, unless it was too late: an earlier host's start
 // of the same task may have been under way.
 func (l *Launcher) startFailed(ctx context.Context, serial worker.Serial, cause error) error {
-	ctx, cancel := afterwards(ctx)
-	defer cancel()
 	if task, err := l.task(ctx, serial); err == nil && alive(task) {
 		return fmt.Errorf("it runs already: %w: %w", worker.ErrConflict, cause)
 	}
-	return errors.Join(cause, l.settle(ctx, serial, 0))
+	return errors.Join(cause, l.undoStart(ctx, serial))
 }
 
+// createTask makes the container's task. In the moments after a host died in
+// the middle of the same, containerd still clears that away, and may take the
+// files of the new task for those of the old; then it is tried again.
 func (l *Launcher) createTask(ctx context.Context, c containers.Container) error {
-	pids, err := l.cgroups.processes(worker.Serial(c.ID))
+	serial := worker.Serial(c.ID)
+	if c.Labels[labelExit] != "" { // it tells of the run before this one
+		if err := l.saveExit(ctx, serial, nil); err != nil {
+			return err
+		}
+	}
+	if err := makeLog(c.Labels[labelLog]); err != nil {
+		return err
+	}
+	if err := l.expectNothing(ctx, serial); err != nil {
+		return err
+	}
+	for attempt := 1; ; attempt++ {
+		err := l.requestTask(ctx, c)
+		if err == nil || errors.Is(err, worker.ErrConflict) {
+			return err
+		}
+		if undoErr := l.undoStart(ctx, serial); undoErr != nil {
+			return errors.Join(err, undoErr)
+		}
+		if attempt == 3 || !strings.Contains(err.Error(), l.private.bundle(serial)) {
+			return err
+		}
+		l.log.Debug("task is created again", "serial", serial, "error", err)
+	}
+}
+
+// undoStart ends what a start that failed may have begun, even if its caller
+// has gone.
+func (l *Launcher) undoStart(ctx context.Context, serial worker.Serial) error {
+	ctx, cancel := afterwards(ctx)
+	defer cancel()
+	return l.settle(ctx, serial, 0)
+}
+
+// expectNothing refuses while anything of an earlier run or start is left.
+func (l *Launcher) expectNothing(ctx context.Context, serial worker.Serial) error {
+	pids, err := l.cgroups.processes(serial)
 	if err != nil {
 		return err
 	}
 	if len(pids) > 0 {
 		return fmt.Errorf("processes %v of an earlier run are left: %w", pids, worker.ErrConflict)
 	}
-	if gone, err := l.awaitNoLeftovers(ctx, worker.Serial(c.ID), 2*time.Second); err != nil || !gone {
-		return errors.Join(err, fmt.Errorf("an earlier start was not finished: %w", worker.ErrConflict))
+	gone, err := l.awaitNoLeftovers(ctx, serial, 2*time.Second)
+	if err == nil && !gone {
+		err = fmt.Errorf("an earlier start was not finished: %w", worker.ErrConflict)
 	}
-	if c.Labels[labelExit] != "" { // it tells of the run before this one
-		if err := l.saveExit(ctx, worker.Serial(c.ID), nil); err != nil {
-			return err
-		}
-	}
-	path := c.Labels[labelLog]
+	return err
+}
+
+// makeLog makes the log file, if need be. The shim would make it open to others.
+func makeLog(path string) error {
 	log, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return fmt.Errorf("open log: %w", err)
 	}
-	if err := log.Close(); err != nil { // the shim opens it again; it would not make it 0600
+	if err := log.Close(); err != nil {
 		return fmt.Errorf("make log: %w", err)
 	}
+	return nil
+}
+
+func (l *Launcher) requestTask(ctx context.Context, c containers.Container) error {
+	path := c.Labels[labelLog]
 	// The shim appends to a path that is no FIFO, as it does to a file:// URI. But
 	// when both streams have one name the shims of 1.6 close the file as soon as
 	// the worker closes one stream, and never drain the other: hence two names.
-	_, err = l.client.TaskService().Create(ctx, &tasks.CreateTaskRequest{
+	_, err := l.client.TaskService().Create(ctx, &tasks.CreateTaskRequest{
 		ContainerID: c.ID, Stdout: path, Stderr: filepath.Dir(path) + "/./" + filepath.Base(path),
 	})
 	if err != nil {

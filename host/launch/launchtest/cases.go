@@ -252,3 +252,13 @@ func log(t *testing.T, b *Bench) {
 		t.Errorf("the log is open to others: %v", info.Mode())
 	}
 }
+
+// logOfOneStream: a worker that closes one stream is still heard, and not
+// blocked, on the other.
+func logOfOneStream(t *testing.T, b *Bench) {
+	g := b.Guest()
+	g.Tell("close-stdout")
+	const size = 1 << 20
+	g.Tell("flood " + itoa(size))
+	Eventually(t, "the log holds what went to stderr", func() bool { return len(b.LogText(g.Spec)) >= size/2 })
+}

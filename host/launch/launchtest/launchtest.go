@@ -98,6 +98,7 @@ func Run(t *testing.T, open Open) {
 		{"a removal ends all", removalEndsAll},
 		{"wait ends with its context", waitEndsWithContext},
 		{"log", log},
+		{"log of one stream", logOfOneStream},
 		{"own files only", ownFilesOnly},
 		{"own identity", ownIdentity},
 	} {

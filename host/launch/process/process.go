@@ -39,7 +39,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/dals-host/dals-host/host/launch"
-	"github.com/dals-host/dals-host/host/launch/internal/turn"
+	"github.com/dals-host/dals-host/host/internal/turn"
 	"github.com/dals-host/dals-host/host/worker"
 )
 

@@ -116,6 +116,8 @@ func (w *worker) obey(words []string) any {
 		signal.Ignore(syscall.SIGTERM)
 	case "flood":
 		flood(n)
+	case "close-stdout":
+		_ = os.Stdout.Close()
 	case "allocate":
 		w.held["allocate"] = bytes.Repeat([]byte{1}, n<<20)
 	case "fork":
@@ -134,7 +136,7 @@ func (w *worker) obey(words []string) any {
 	return "ok"
 }
 
-// flood writes n bytes in lines, half to each of stdout and stderr.
+// flood writes n bytes in lines, alternately to stdout and stderr.
 func flood(n int) {
 	line := append(bytes.Repeat([]byte{'x'}, 1023), '\n')
 	for i := range n / len(line) {
