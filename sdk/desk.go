@@ -42,11 +42,13 @@ func newDesk(r *results, log hclog.Logger) *desk {
 }
 
 // claim takes an attempt in, to be ended by finish. What is already in flight,
-// or kept, is neither claimed nor refused: its own result is the answer.
-func (d *desk) claim(a attempt, stamp *workerv1.Stamp, cancel context.CancelFunc) (bool, *refusal) {
+// or kept, is neither claimed nor refused: its own result is the answer. Nor is
+// what came by an Exchange that is no longer the open one: the host has been
+// told, by Hello, that it is not here.
+func (d *desk) claim(from *outbox, a attempt, stamp *workerv1.Stamp, cancel context.CancelFunc) (bool, *refusal) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if _, ok := d.inFlight[a]; ok {
+	if _, ok := d.inFlight[a]; ok || d.out != from {
 		return false, nil
 	}
 	if d.results.has(a) {
@@ -94,18 +96,11 @@ func (d *desk) finish(a attempt, result *workerv1.Envelope, status workerv1.Resu
 	d.offer(item{kept: a})
 }
 
-// answer offers a result that is not kept: a refusal of what was never claimed.
-func (d *desk) answer(result *workerv1.Envelope) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.offer(item{frame: resultFrame(result)})
-}
-
 // offer puts i into the open Exchange, if there is one. What a host does not
 // read fast enough it is offered again by the next Exchange, if it is kept.
 func (d *desk) offer(i item) {
 	if !d.out.push(i) {
-		d.log.Warn("dropped a frame: the host does not read", "kept", i.frame == nil)
+		d.log.Warn("dropped a result: the host does not read", "kept", i.frame == nil)
 	}
 }
 

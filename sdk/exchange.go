@@ -24,7 +24,7 @@ func (r *runner) Exchange(stream exchangeStream) error {
 	defer r.desk.detach(out)
 	r.worker.log.Info("exchange opened")
 	ended := make(chan error, 2)
-	r.streams.Go(func() { ended <- r.receive(stream) })
+	r.streams.Go(func() { ended <- r.receive(stream, out) })
 	r.streams.Go(func() { ended <- r.send(stream, out) })
 	select {
 	case err := <-ended:
@@ -35,7 +35,7 @@ func (r *runner) Exchange(stream exchangeStream) error {
 }
 
 // receive takes in what the host sends. The host closing its side is no error.
-func (r *runner) receive(stream exchangeStream) error {
+func (r *runner) receive(stream exchangeStream, out *outbox) error {
 	for {
 		request, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
@@ -46,7 +46,7 @@ func (r *runner) receive(stream exchangeStream) error {
 		}
 		switch frame := request.GetFrame().(type) {
 		case *workerv1.ExchangeRequest_Delivery:
-			r.accept(frame.Delivery)
+			r.accept(frame.Delivery, out)
 		case *workerv1.ExchangeRequest_Receipt:
 			r.desk.receipt(attemptOf(frame.Receipt))
 		case *workerv1.ExchangeRequest_Cancel:

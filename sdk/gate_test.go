@@ -154,7 +154,6 @@ func TestAttempts(t *testing.T) {
 	}{{2, ""}, {2, "replayed"}, {1, "replayed"}, {3, ""}, {3, "replayed"}} {
 		a, err := w.Deliver(t.Context(), w.Stamp(e, func(s *workerv1.Stamp) { s.Attempt = c.attempt }))
 		must(t, err)
-		// Deliver has receipted the answer before the next one is delivered.
 		if a.Code != c.code || a.Header.Attempt != c.attempt {
 			t.Errorf("attempt %d: %s, want %q", c.attempt, a, c.code)
 		}

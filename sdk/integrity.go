@@ -78,10 +78,14 @@ func (i *integrity) again() {
 // check looks at everything that the forge made: the manifest with all files
 // that it lists, and what the vault says.
 func (f *folder) check() error {
-	if _, err := manifest.Check(f.root, f.identity.ManifestKey); err != nil {
+	id := f.identity
+	m, err := manifest.Check(f.root, id.ManifestKey)
+	if err != nil {
 		return fmt.Errorf("manifest: %w", err)
 	}
-	id := f.identity
+	if m.WorkerSerial != id.WorkerSerial {
+		return fmt.Errorf("manifest: it is that of %s", m.WorkerSerial)
+	}
 	accountability, err := f.read(vault.AccountabilityFile)
 	if err != nil {
 		return fmt.Errorf("vault: %w", err)

@@ -284,3 +284,27 @@ func TestNoteSigner(t *testing.T) {
 		}
 	}
 }
+
+// TestMendedWorkerStartsAgain: a worker that started with a fault, and so never
+// opened its type, ends when the fault is gone, for its host to start it again.
+func TestMendedWorkerStartsAgain(t *testing.T) {
+	t.Parallel()
+	p := newProbe()
+	w := workertest.New(t, p.typ)
+	extra := filepath.Join(w.Dir, "extra.txt")
+	must(t, os.WriteFile(extra, nil, 0o440))
+	w.Start()
+	must(t, os.Remove(extra))
+	stream, err := w.Client().Heartbeat(t.Context())
+	must(t, err)
+	for err == nil { // each one asks; the files are looked at after 10 s
+		_, err = stream.Recv()
+	}
+	if err := w.Wait(); err == nil || !strings.Contains(err.Error(), "is mended") {
+		t.Errorf("end: %v", err)
+	}
+	w.Start()
+	if a := w.Send(t.Context(), "probe.echo", text{}); !a.OK() {
+		t.Error(a)
+	}
+}

@@ -79,7 +79,10 @@ func (c *checkedType) serveFolder(ctx context.Context, f *folder, dir string, lo
 	integrity := newIntegrity(f, log)
 	defer integrity.looks.Wait()
 	if !integrity.sealed {
-		if err := c.open(tasks, f, w); err != nil {
+		stop := context.AfterFunc(ctx, endTasks) // opening heeds the end of ctx; tasks are given a grace
+		err := c.open(tasks, f, w)
+		stop()
+		if err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, c.close()) }()

@@ -26,36 +26,47 @@ type outcome struct {
 	payload []byte
 }
 
-// accept looks a delivery over and starts its task, or answers why not. It never
-// waits for a task.
-func (r *runner) accept(d *workerv1.Delivery) {
+// accept looks a delivery over and starts its task, or answers by out why not.
+// It never waits for a task.
+func (r *runner) accept(d *workerv1.Delivery, out *outbox) {
+	j, refused := r.admit(d)
+	if refused == nil {
+		refused = r.start(j, out)
+	}
+	if refused != nil {
+		r.refuse(d, refused, out)
+	}
+}
+
+// admit makes a job of a delivery that may become one.
+func (r *runner) admit(d *workerv1.Delivery) (*job, *refusal) {
 	header, stamp, refused := r.gate.check(d)
 	if refused != nil {
-		r.refuse(d, refused)
-		return
+		return nil, refused
 	}
 	if fault := r.integrity.current(); fault != "" {
-		r.refuse(d, refuse(codeVaultIntegrity, "vault_integrity=false: %s", fault))
-		return
+		return nil, refuse(codeVaultIntegrity, "vault_integrity=false: %s", fault)
 	}
 	task, ok := r.typ.kinds[header.Kind]
 	if !ok {
-		r.refuse(d, refuse(codeKindUnknown, "workers of type %s have no task %s", r.typ.Name, header.Kind))
-		return
+		return nil, refuse(codeKindUnknown, "workers of type %s have no task %s", r.typ.Name, header.Kind)
 	}
-	j := &job{task: task, header: header, stamp: stamp, payload: d.GetEnvelope().GetPayload()}
+	return &job{task: task, header: header, stamp: stamp, payload: d.GetEnvelope().GetPayload()}, nil
+}
+
+// start starts a job that is new.
+func (r *runner) start(j *job, out *outbox) *refusal {
 	ctx, cancel := r.taskContext(j)
-	claimed, refused := r.desk.claim(j.attempt(), stamp, cancel)
-	switch {
-	case claimed:
+	claimed, refused := r.desk.claim(out, j.attempt(), j.stamp, cancel)
+	if claimed {
 		go r.work(ctx, cancel, j)
-		return
-	case refused != nil:
-		r.refuse(d, refused)
-	default:
-		r.worker.log.Debug("a delivery that is already here", "envelope", header.Id, "attempt", stamp.Attempt)
+		return nil
 	}
 	cancel()
+	if refused == nil {
+		r.worker.log.Debug("ignored a delivery", "envelope", j.header.Id, "attempt", j.stamp.Attempt)
+	}
+	return refused
 }
 
 // taskContext ends at the task's deadline or with the worker, never with the
@@ -125,14 +136,13 @@ func (r *runner) handIn(j *job, o outcome) {
 
 // refuse answers a delivery that was not claimed. One that does not even say
 // what it is gets no answer: there is nothing to answer to.
-func (r *runner) refuse(d *workerv1.Delivery, why *refusal) {
+func (r *runner) refuse(d *workerv1.Delivery, why *refusal, out *outbox) {
 	header, attempt := claimedHeader(d)
 	r.worker.log.Warn("refused a delivery", "code", why.code, "reason", why.reason, "envelope", header.Id)
 	result, err := r.sign(header, attempt, refused(why.code, why.reason))
-	if err != nil {
-		return
+	if err == nil && !out.push(item{frame: resultFrame(result)}) {
+		r.worker.log.Warn("dropped a refusal: the host does not read", "envelope", header.Id)
 	}
-	r.desk.answer(result)
 }
 
 // sign makes the result of an attempt. It carries on the trace of what it

@@ -33,8 +33,11 @@ func (w *Worker) TrySend(ctx context.Context, kind string, in any) (Answer, erro
 	return w.Deliver(ctx, w.Stamp(w.Envelope(kind, in)))
 }
 
-// Deliver delivers d as it is, waits for its answer and receipts it.
+// Deliver delivers d as it is, waits for its answer, no longer than Timeout, and
+// receipts it.
 func (w *Worker) Deliver(ctx context.Context, d *workerv1.Delivery) (Answer, error) {
+	ctx, cancel := context.WithTimeout(ctx, Timeout)
+	defer cancel()
 	l, err := w.getLink(ctx)
 	if err != nil {
 		return Answer{}, err
@@ -127,19 +130,19 @@ func (l *link) receive() {
 			l.err = err
 			return
 		}
+		l.sending.Lock()
+		err = l.exchange.Receipt(a.Attempt) // before anything that the answer leads to
+		l.sending.Unlock()
+		if err != nil {
+			l.err = err
+			return
+		}
 		l.mu.Lock()
 		answer, ok := l.waiting[a.Attempt.GetEnvelopeId()]
 		delete(l.waiting, a.Attempt.GetEnvelopeId())
 		l.mu.Unlock()
 		if ok {
 			answer <- a
-		}
-		l.sending.Lock()
-		err = l.exchange.Receipt(a.Attempt)
-		l.sending.Unlock()
-		if err != nil {
-			l.err = err
-			return
 		}
 	}
 }

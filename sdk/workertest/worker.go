@@ -131,7 +131,8 @@ func (w *Worker) cleanUp() {
 // ownDir is the worker's folder as a path of this process.
 func (w *Worker) ownDir() string { return "/proc/self/fd/" + strconv.Itoa(int(w.folder.Fd())) }
 
-// dial makes a connection that connects whenever the worker is there.
+// dial makes a connection that connects whenever the worker is there. A call
+// while it is not there fails.
 func (w *Worker) dial() *grpc.ClientConn {
 	w.t.Helper()
 	tls, err := w.host.authority.HostTLS(w.Identity.WorkerSerial)
@@ -143,7 +144,7 @@ func (w *Worker) dial() *grpc.ClientConn {
 			return (&net.Dialer{}).DialContext(ctx, "unix", w.Socket())
 		}),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: retry, MinConnectTimeout: patience}),
-		grpc.WithDefaultCallOptions(grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(wire.MaxMessage)),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(wire.MaxMessage)),
 		grpc.WithNoProxy(),
 	)
 	must(w.t, err)
@@ -164,9 +165,9 @@ func (w *Worker) Start() {
 	go func() {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
-		_, err := w.firstHeartbeat(ctx)
+		_, err := w.firstHeartbeat(ctx, grpc.WaitForReady(true))
 		for status.Code(err) == codes.Unavailable { // the connection to a former process
-			_, err = w.firstHeartbeat(ctx)
+			_, err = w.firstHeartbeat(ctx, grpc.WaitForReady(true))
 		}
 		answers <- err
 	}()
@@ -220,10 +221,10 @@ func (w *Worker) Heartbeat(ctx context.Context) *workerv1.HeartbeatResponse {
 	return h
 }
 
-func (w *Worker) firstHeartbeat(ctx context.Context) (*workerv1.HeartbeatResponse, error) {
+func (w *Worker) firstHeartbeat(ctx context.Context, options ...grpc.CallOption) (*workerv1.HeartbeatResponse, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream, err := workerv1.NewWorkerServiceClient(w.conn).Heartbeat(ctx)
+	stream, err := workerv1.NewWorkerServiceClient(w.conn).Heartbeat(ctx, options...)
 	if err != nil {
 		return nil, err
 	}
