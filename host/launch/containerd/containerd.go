@@ -47,8 +47,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 
-	"github.com/dals-host/dals-host/host/launch"
 	"github.com/dals-host/dals-host/host/internal/turn"
+	"github.com/dals-host/dals-host/host/launch"
 	"github.com/dals-host/dals-host/host/worker"
 )
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/dals-host/dals-host/host/worker"
@@ -33,13 +34,23 @@ func (p *private) bundle(serial worker.Serial) string {
 	return filepath.Join(p.stateDir(), "io.containerd.runtime.v2.task", p.namespace, string(serial))
 }
 
+// quiet is how long a bundle must have been gone before its name is used again:
+// containerd clears a failed start away twice, and does not look whose files it
+// deletes the second time.
+const quiet = 200 * time.Millisecond
+
 // awaitNoLeftovers gives whoever is at it a moment to finish, and says whether
 // there is nothing left.
 func (l *Launcher) awaitNoLeftovers(ctx context.Context, serial worker.Serial, patience time.Duration) (bool, error) {
 	patient, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
+	var busy time.Time // when the bundle was last seen
 	for wait := time.Millisecond; ; wait = min(2*wait, 20*time.Millisecond) {
-		if len(l.leftovers(serial)) == 0 {
+		left := l.leftovers(serial)
+		if slices.Contains(left, l.private.bundle(serial)) {
+			busy = time.Now()
+		}
+		if len(left) == 0 && time.Since(busy) > quiet {
 			return true, nil
 		}
 		select {

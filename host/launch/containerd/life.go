@@ -157,7 +157,7 @@ func (l *Launcher) createTask(ctx context.Context, c containers.Container) error
 		if undoErr := l.undoStart(ctx, serial); undoErr != nil {
 			return errors.Join(err, undoErr)
 		}
-		if attempt == 3 || !strings.Contains(err.Error(), l.private.bundle(serial)) {
+		if attempt == 3 || !strings.Contains(err.Error(), "failed to start shim") {
 			return err
 		}
 		l.log.Debug("task is created again", "serial", serial, "error", err)

@@ -38,8 +38,8 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sys/unix"
 
-	"github.com/dals-host/dals-host/host/launch"
 	"github.com/dals-host/dals-host/host/internal/turn"
+	"github.com/dals-host/dals-host/host/launch"
 	"github.com/dals-host/dals-host/host/worker"
 )
 
