@@ -91,8 +91,7 @@ func forgettable(stamp *workerv1.Stamp) time.Time {
 }
 
 func refuseForm(err error) *refusal {
-	var form *envelope.FormatError
-	if errors.As(err, &form) {
+	if form, ok := errors.AsType[*envelope.FormatError](err); ok {
 		return refuse(form.Code, "%s", form.Reason)
 	}
 	return refuse(codeMalformed, "%s", err)

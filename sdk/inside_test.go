@@ -27,10 +27,14 @@ func TestReplaysForgetWhatHasPassed(t *testing.T) {
 		t.Fatal("refused at first sight")
 	}
 	for range 2 * sweepFrom {
-		claim(uuid.New(), start.Add(time.Second), start)
+		if refused := claim(uuid.New(), start.Add(time.Second), start); refused != nil {
+			t.Fatal(refused)
+		}
 	}
 	later := start.Add(time.Minute)
-	claim(uuid.New(), later, later)
+	if refused := claim(uuid.New(), later, later); refused != nil {
+		t.Fatal(refused)
+	}
 	if len(r.last) != 2 {
 		t.Errorf("%d are remembered, want 2", len(r.last))
 	}

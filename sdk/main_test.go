@@ -107,7 +107,7 @@ func (p *probe) typ() sdk.Type {
 	return t
 }
 
-func (p *probe) hold(ctx context.Context, in text) (text, error) {
+func (p *probe) hold(_ context.Context, in text) (text, error) {
 	p.holding <- struct{}{}
 	<-p.release
 	return in, nil

@@ -1,7 +1,6 @@
 package sdk
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -199,9 +198,4 @@ func (r *results) attempts() []attempt {
 		all[i] = k.attempt
 	}
 	return all
-}
-
-// compareAttempts orders attempts for a stable Hello.
-func compareAttempts(a, b attempt) int {
-	return cmp.Or(cmp.Compare(a.id, b.id), cmp.Compare(a.n, b.n))
 }

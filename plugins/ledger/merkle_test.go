@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -40,7 +41,11 @@ func mustOpen(t *testing.T, dir string) (*merkleLog, *bytes.Buffer) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { l.close() })
+	t.Cleanup(func() {
+		if err := l.close(); err != nil && !errors.Is(err, os.ErrClosed) {
+			t.Error(err)
+		}
+	})
 	return l, &text
 }
 
@@ -78,7 +83,7 @@ func TestLogIsTheNaiveTree(t *testing.T) {
 			batch[i] = strings.Repeat("r", random.IntN(50)) + fmt.Sprint(random.Uint64())
 		}
 		for i := range batch {
-			roots = append(roots, naiveRoot(append(all[:len(all):len(all)], batch[:i+1]...)))
+			roots = append(roots, naiveRoot(append(slices.Clip(all), batch[:i+1]...)))
 		}
 		all = append(all, batch...)
 		if got := mustAppend(t, l, batch...); got != roots[len(all)] {

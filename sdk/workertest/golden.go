@@ -63,7 +63,8 @@ func formatDescriptor(t testing.TB, d *workerv1.TypeDescriptor) []byte {
 		Capabilities []string        `json:"capabilities"`
 	}{
 		d.GetName(), d.GetVersion(), d.GetFamily(), d.GetSummary(), d.GetConfigSchema(), tasks,
-		resources{r.GetMemoryBytes(), r.GetCpuMillis(), r.GetPids()}, append([]string{}, d.GetCapabilities()...),
+		resources{r.GetMemoryBytes(), r.GetCpuMillis(), r.GetPids()},
+		append([]string{}, d.GetCapabilities()...),
 	}, "", "  ")
 	must(t, err)
 	return append(text, '\n')
