@@ -3,14 +3,17 @@
 // Forge is a list of steps, each with an undo. The first durable one writes the
 // worker's row in state forging, the last turns it live in the transaction that
 // records the forge: the row is the journal. A forge that fails undoes its
-// steps in reverse; a host that dies in the middle leaves a row in state
-// forging, and Recover undoes all steps of it at the next start. That works
-// because every undo is idempotent and takes "not there" for success. Either
-// way nothing of the worker is left but the entry that says that its ledger
-// code is void.
+// steps in reverse, and nothing of the worker is left but the entry that says
+// that its ledger code is void. Where an undo fails, or the host dies in the
+// middle, the row stays in state forging: Recover at the next start, and Run
+// every half minute, undo all steps of such a row. That works because every
+// undo is idempotent and takes "not there" for success.
 //
 // Retire is the other direction and only rolls forward: its row is in state
 // retiring until everything is gone.
+//
+// Whatever is done to one name is done in turns: a second call waits for the
+// first, and then finds what that made.
 //
 // What package forge does not do: it keeps no worker alive (package supervise)
 // and decides nothing about plugins (package catalog).
@@ -20,10 +23,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/dals-host/dals-host/host/internal/turn"
 	"github.com/dals-host/dals-host/host/keyring"
 	"github.com/dals-host/dals-host/host/launch"
 	"github.com/dals-host/dals-host/host/ports"
@@ -82,6 +87,8 @@ type Config struct {
 	Sessions   Sessions
 	Keeper     Keeper
 	Checkpoint func() (note []byte, size uint64) // the record's, as published last
+	// Changed hears of a worker that was forged or retired.
+	Changed func(worker.Serial)
 	// UIDs is the range that workers' uids are taken from; zero for a host that
 	// is not root, whose workers run as the host's own uid, OwnUID.
 	UIDs   UIDRange
@@ -97,11 +104,12 @@ type UIDRange struct{ Low, High int }
 // Forge makes and ends workers. It is safe for concurrent use.
 type Forge struct {
 	Config
-	running calls
+	turns  turn.Keys[string] // by name
+	frozen sync.RWMutex      // held for reading by whatever changes workers
 }
 
 // New makes a Forge.
-func New(c Config) *Forge { return &Forge{Config: c, running: newCalls()} }
+func New(c Config) *Forge { return &Forge{Config: c} }
 
 // Request asks for one worker.
 type Request struct {
@@ -116,6 +124,13 @@ type Request struct {
 // DefaultTimeout bounds a forge whose caller names no time.
 const DefaultTimeout = time.Minute
 
+func (r Request) timeout() time.Duration {
+	if r.Timeout > 0 {
+		return r.Timeout
+	}
+	return DefaultTimeout
+}
+
 // Result is a worker that exists.
 type Result struct {
 	Worker  worker.Worker
@@ -125,7 +140,6 @@ type Result struct {
 // job is one forge on its way.
 type job struct {
 	request   Request
-	class     worker.ClassCode
 	worker    worker.Worker
 	typ       Type
 	listener  *ports.Listener
@@ -160,32 +174,56 @@ func (f *Forge) steps() []step {
 }
 
 // Forge makes one worker, or leaves nothing behind. The same request for the
-// same name gives the worker that it made before; a second call while the first
-// is running joins it.
+// same name gives the worker that it made before; while a first call is running
+// a second waits for its outcome.
 func (f *Forge) Forge(ctx context.Context, r Request) (Result, error) {
-	j, err := f.check(ctx, r)
+	if err := r.check(); err != nil {
+		return Result{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, r.timeout())
+	defer cancel()
+	done, err := f.take(ctx, r.Name)
 	if err != nil {
 		return Result{}, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, j.request.Timeout)
-	defer cancel()
-	return f.running.join(ctx, j.worker, func() (Result, error) {
-		existing, err := f.existing(ctx, j.worker)
-		if err != nil || existing.Worker.Serial != "" {
-			return existing, err
-		}
-		if err := f.run(ctx, j); err != nil {
-			return Result{}, err
-		}
-		f.Keeper.Keep(j.worker)
-		return Result{Worker: j.worker}, nil
-	})
+	defer done()
+	existing, found, err := f.existing(ctx, r)
+	if err != nil || found {
+		return Result{Worker: existing, Existed: found}, err
+	}
+	j, err := f.newJob(ctx, r)
+	if err != nil {
+		return Result{}, err
+	}
+	if err := f.run(ctx, j, f.steps()); err != nil {
+		return Result{}, err
+	}
+	f.Ports.Assign(j.worker.Serial, j.listener)
+	f.Keeper.Keep(j.worker)
+	f.Changed(j.worker.Serial)
+	return Result{Worker: j.worker}, nil
 }
+
+// take waits for the turn at a name. While the forge is frozen nobody gets one.
+func (f *Forge) take(ctx context.Context, name string) (done func(), err error) {
+	if !f.frozen.TryRLock() {
+		return nil, worker.Hint(fmt.Errorf("the host is going down: %w", worker.ErrUnavailable), "try again on the next host")
+	}
+	back, err := f.turns.Take(ctx, name)
+	if err != nil {
+		f.frozen.RUnlock()
+		return nil, fmt.Errorf("wait for another call about %s: %w", name, err)
+	}
+	return func() { back(); f.frozen.RUnlock() }, nil
+}
+
+// Freeze waits until nothing is being forged or retired, and lets nothing begin
+// any more.
+func (f *Forge) Freeze() { f.frozen.Lock() }
 
 // run goes through the steps, and back when one fails. The failed step is
 // undone too: it may have done half of its work.
-func (f *Forge) run(ctx context.Context, j *job) error {
-	steps := f.steps()
+func (f *Forge) run(ctx context.Context, j *job, steps []step) error {
 	for i, s := range steps {
 		began := time.Now()
 		err := ctx.Err()
@@ -194,6 +232,7 @@ func (f *Forge) run(ctx context.Context, j *job) error {
 		}
 		if err != nil {
 			j.why = fmt.Errorf("%s: %w", s.name, err)
+			defer j.close()
 			return errors.Join(j.why, f.undo(ctx, j, steps[:i+1]))
 		}
 		f.Logger.Debug("forge step", "worker", j.request.Name, "step", s.name, "took", time.Since(began))
@@ -212,38 +251,20 @@ func (f *Forge) undo(ctx context.Context, j *job, done []step) error {
 			continue
 		}
 		if err := done[i].undo(ctx, j); err != nil {
-			// What is left of the worker stays in the journal: the next start tries
-			// again, and the numbers stay taken until it succeeds.
+			// What is left of the worker stays in the journal, and its numbers stay
+			// taken, until Run or the next start succeeds.
 			return fmt.Errorf("undo %s: %w", done[i].name, err)
 		}
 	}
 	return nil
 }
 
-// Recover brings every worker that an earlier host left half made or half
-// retired to an end. It runs before the first Forge.
-func (f *Forge) Recover(ctx context.Context) error {
-	forging, err := f.Registry.Workers(ctx, registry.Filter{State: worker.StateForging})
-	if err != nil {
-		return fmt.Errorf("read open forges: %w", err)
+// close lets go of what the job holds of this process.
+func (j *job) close() {
+	if j.listener != nil {
+		_ = j.listener.Close() // a closed listener has no news
 	}
-	var errs []error
-	for _, w := range forging {
-		f.Logger.Info("rolling back a forge that an earlier host left open", "worker", w.Name, "serial", w.Serial)
-		j := &job{worker: w, why: errors.New("the host ended in the middle of the forge")}
-		if err := f.undo(ctx, j, f.steps()); err != nil {
-			errs = append(errs, fmt.Errorf("roll back forge of %s: %w", w.Name, err))
-		}
+	if j.folder != nil {
+		_ = j.folder.Close() // and what was promoted is closed
 	}
-	retiring, err := f.Registry.Workers(ctx, registry.Filter{State: worker.StateRetiring})
-	if err != nil {
-		return fmt.Errorf("read open retirements: %w", err)
-	}
-	for _, w := range retiring {
-		f.Logger.Info("finishing a retirement that an earlier host left open", "worker", w.Name, "serial", w.Serial)
-		if _, err := f.finishRetire(ctx, w, 0); err != nil {
-			errs = append(errs, fmt.Errorf("finish retiring %s: %w", w.Name, err))
-		}
-	}
-	return errors.Join(errs...)
 }

@@ -28,16 +28,19 @@ var errPlanned = errors.New("planned only")
 // Plan says what Forge would make, from the same list of steps, and makes
 // nothing. The numbers are those that a forge would get at this moment.
 func (f *Forge) Plan(ctx context.Context, r Request) (Plan, error) {
-	j, err := f.check(ctx, r)
+	if err := r.check(); err != nil {
+		return Plan{}, err
+	}
+	existing, found, err := f.existing(ctx, r)
 	if err != nil {
 		return Plan{}, err
 	}
-	existing, err := f.existing(ctx, j.worker)
+	j, err := f.newJob(ctx, r)
 	if err != nil {
 		return Plan{}, err
 	}
-	if existing.Worker.Serial != "" {
-		return Plan{Worker: existing.Worker, Hash: f.planHash(j), Steps: []PlanStep{{"find existing", "nothing: this request has made " + string(existing.Worker.Serial)}}}, nil
+	if found {
+		return Plan{Worker: existing, Hash: f.planHash(j), Steps: []PlanStep{{"find existing", "nothing: this request has made " + string(existing.Serial)}}}, nil
 	}
 	listener, err := f.Ports.Bind(ctx)
 	if err != nil {
@@ -66,7 +69,7 @@ func (f *Forge) Plan(ctx context.Context, r Request) (Plan, error) {
 func (f *Forge) planHash(j *job) string {
 	text, _ := json.Marshal([]string{ // strings always marshal
 		worker.ForgeVersion, f.Keys.HostID(), hex.EncodeToString(f.Authority.CertPEM()), j.worker.Name, j.worker.Type, j.worker.TypeVersion,
-		j.worker.PluginDigest, string(j.class), string(j.worker.Config), f.Launcher.Name(),
+		j.worker.PluginDigest, string(j.worker.ClassCode), string(j.worker.Config), f.Launcher.Name(),
 	})
 	sum := sha256.Sum256(text)
 	return hex.EncodeToString(sum[:])

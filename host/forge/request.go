@@ -20,19 +20,18 @@ import (
 // configuration, well inside the record's limit for one entry.
 const maxConfig = 32 << 10
 
-// check is the part of a forge that changes nothing: is the request one that
-// can be carried out, and what worker would it make?
-func (f *Forge) check(ctx context.Context, r Request) (*job, error) {
+// check says whether the request has its form.
+func (r Request) check() error {
 	if err := worker.CheckName(r.Name); err != nil {
-		return nil, err
+		return err
 	}
-	class, err := worker.ParseClassCode(r.ClassCode)
-	if err != nil {
-		return nil, err
-	}
-	if r.Timeout == 0 {
-		r.Timeout = DefaultTimeout
-	}
+	_, err := worker.ParseClassCode(r.ClassCode)
+	return err
+}
+
+// newJob checks the request against its type and says what worker it would make.
+// It changes nothing.
+func (f *Forge) newJob(ctx context.Context, r Request) (*job, error) {
 	typ, err := f.Types.Lookup(ctx, r.Type, r.Version)
 	if err != nil {
 		return nil, err
@@ -41,11 +40,15 @@ func (f *Forge) check(ctx context.Context, r Request) (*job, error) {
 	if err != nil {
 		return nil, err
 	}
+	hash, err := r.hash()
+	if err != nil {
+		return nil, err
+	}
 	d := typ.Descriptor
-	return &job{request: r, class: class, typ: typ, worker: worker.Worker{
+	return &job{request: r, typ: typ, worker: worker.Worker{
 		Name: r.Name, Type: d.GetName(), TypeVersion: d.GetVersion(), PluginDigest: typ.Image.Digest,
-		ClassCode: class, Model: worker.NewModelNumber(d.GetFamily(), generation(d.GetVersion())),
-		State: worker.StateForging, Launcher: f.Launcher.Name(), Config: config, RequestSHA256: hashRequest(r),
+		ClassCode: worker.ClassCode(r.ClassCode), Model: worker.NewModelNumber(d.GetFamily(), generation(d.GetVersion())),
+		State: worker.StateForging, Launcher: f.Launcher.Name(), Config: config, RequestSHA256: hash,
 	}}, nil
 }
 
@@ -59,14 +62,9 @@ func generation(version string) int {
 // configFor is config.json: what the request gives over the type's defaults, as
 // the type's schema allows it.
 func configFor(t Type, given []byte) ([]byte, error) {
-	config := map[string]any{}
-	if len(given) > maxConfig {
-		return nil, fmt.Errorf("config of %d bytes, at most %d: %w", len(given), maxConfig, worker.ErrInvalid)
-	}
-	if len(bytes.TrimSpace(given)) > 0 {
-		if err := json.Unmarshal(given, &config); err != nil || config == nil {
-			return nil, worker.Hint(fmt.Errorf("read config: not a JSON object: %w", worker.ErrInvalid), "give an object, as in {\"greeting\": \"hello\"}")
-		}
+	config, err := readConfig(given)
+	if err != nil {
+		return nil, err
 	}
 	schema := &jsonschema.Schema{}
 	if err := json.Unmarshal(t.Descriptor.GetConfigSchema(), schema); err != nil {
@@ -79,58 +77,108 @@ func configFor(t Type, given []byte) ([]byte, error) {
 	if err := resolved.ApplyDefaults(&config); err != nil {
 		return nil, fmt.Errorf("apply config defaults of %s: %w", t.Descriptor.GetName(), err)
 	}
-	if err := resolved.Validate(config); err != nil {
+	text, err := writeConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("write config: %w", err)
+	}
+	if len(text) > maxConfig {
+		return nil, fmt.Errorf("config of %d bytes with the defaults of %s, at most %d: %w", len(text), t.Descriptor.GetName(), maxConfig, worker.ErrInvalid)
+	}
+	var value any // as the validator knows JSON
+	if err := json.Unmarshal(text, &value); err != nil {
+		return nil, fmt.Errorf("read config: %w", err)
+	}
+	if err := resolved.Validate(value); err != nil {
 		return nil, worker.Hint(fmt.Errorf("config does not fit worker type %s: %w: %w", t.Descriptor.GetName(), err, worker.ErrInvalid),
 			"run dals-host types --json to see its config_schema")
 	}
-	return json.Marshal(config)
+	return text, nil
 }
 
-// hashRequest identifies what was asked for, as it was asked for: a request
-// that leaves the version open stays the same request when a newer version has
-// become the default.
-func hashRequest(r Request) string {
+// readConfig reads a JSON object; nothing is an empty one. Numbers stay as they
+// are written.
+func readConfig(text []byte) (map[string]any, error) {
+	if len(text) > maxConfig {
+		return nil, fmt.Errorf("config of %d bytes, at most %d: %w", len(text), maxConfig, worker.ErrInvalid)
+	}
 	config := map[string]any{}
-	_ = json.Unmarshal(r.Config, &config) // checked by configFor
-	canonical, _ := json.Marshal([]any{r.Type, r.Version, r.ClassCode, config})
-	sum := sha256.Sum256(canonical)
-	return hex.EncodeToString(sum[:])
+	if len(bytes.TrimSpace(text)) == 0 {
+		return config, nil
+	}
+	dec := json.NewDecoder(bytes.NewReader(text))
+	dec.UseNumber()
+	err := dec.Decode(&config)
+	if err == nil && (config == nil || dec.More()) {
+		err = errors.New("not one object")
+	}
+	if err != nil {
+		return nil, worker.Hint(fmt.Errorf("read config: not a JSON object: %w: %w", err, worker.ErrInvalid), `give an object, as in {"greeting": "hello"}`)
+	}
+	return config, nil
+}
+
+// writeConfig writes the same object always in the same way: on one line, keys
+// in order.
+func writeConfig(v any) ([]byte, error) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false) // it is read by programs, never by a browser
+	err := enc.Encode(v)
+	return bytes.TrimSpace(b.Bytes()), err
+}
+
+// hash identifies what was asked for, as it was asked for: a request that leaves
+// the version open stays the same request when a newer version has become the
+// default.
+func (r Request) hash() (string, error) {
+	config, err := readConfig(r.Config)
+	if err != nil {
+		return "", err
+	}
+	text, err := writeConfig([]any{r.Type, r.Version, r.ClassCode, config})
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:]), err
 }
 
 // existing finds the worker that the same request made before. A worker of that
 // name from another request is a conflict.
-func (f *Forge) existing(ctx context.Context, asked worker.Worker) (Result, error) {
-	w, err := f.Registry.WorkerByName(ctx, asked.Name)
-	if errors.Is(err, worker.ErrNotFound) || err == nil && w.State == worker.StateRetired {
-		return Result{}, nil
-	}
+func (f *Forge) existing(ctx context.Context, r Request) (w worker.Worker, found bool, err error) {
+	hash, err := r.hash()
 	if err != nil {
-		return Result{}, fmt.Errorf("look up worker %s: %w", asked.Name, err)
+		return worker.Worker{}, false, err
 	}
+	w, err = f.Registry.WorkerByName(ctx, r.Name)
 	switch {
+	case errors.Is(err, worker.ErrNotFound) || err == nil && w.State == worker.StateRetired:
+		return worker.Worker{}, false, nil
+	case err != nil:
+		return worker.Worker{}, false, fmt.Errorf("look up worker %s: %w", r.Name, err)
 	case w.State == worker.StateForging || w.State == worker.StateRetiring:
-		return Result{}, worker.Hint(fmt.Errorf("worker %s is %s: %w", w.Name, w.State, worker.ErrConflict), "try again when it has ended, or use another name")
-	case w.RequestSHA256 != asked.RequestSHA256:
-		return Result{}, conflict(w, asked)
+		return worker.Worker{}, false, worker.Hint(fmt.Errorf("what is left of an earlier worker %s cannot be removed at the moment: %w", w.Name, worker.ErrConflict),
+			"the host tries again every half minute; until then use another name")
+	case w.RequestSHA256 != hash:
+		return worker.Worker{}, false, conflict(w, r)
 	}
-	return Result{Worker: w, Existed: true}, nil
+	return w, true, nil
 }
 
-// conflict names the fields in which two requests for one name differ.
-func conflict(has, asked worker.Worker) error {
+// conflict names the fields in which a request differs from the one that made
+// the worker of its name.
+func conflict(has worker.Worker, asked Request) error {
 	var differ []string
 	compare := func(field, has, asked string) {
 		if has != asked {
-			differ = append(differ, fmt.Sprintf("%s is %s, asked for %s", field, has, asked))
+			differ = append(differ, fmt.Sprintf("%s is %.200s, asked for %.200s", field, has, asked))
 		}
 	}
 	compare("worker_type", has.Type, asked.Type)
-	compare("type_version", has.TypeVersion, asked.TypeVersion)
-	compare("class_code", string(has.ClassCode), string(asked.ClassCode))
-	compare("config", string(has.Config), string(asked.Config))
-	if len(differ) == 0 {
-		differ = []string{"the request spells its version or config differently"}
+	compare("class_code", string(has.ClassCode), asked.ClassCode)
+	if asked.Version != "" {
+		compare("type_version", has.TypeVersion, asked.Version)
 	}
-	return worker.Hint(fmt.Errorf("worker %s exists with another request: %s: %w", has.Name, strings.Join(differ, "; "), worker.ErrConflict),
+	if len(differ) == 0 {
+		compare("config", string(has.Config), string(asked.Config))
+	}
+	return worker.Hint(fmt.Errorf("worker %s exists from another request: %s: %w", has.Name, strings.Join(differ, "; "), worker.ErrConflict),
 		"use another name, or retire "+has.Name+" first")
 }

@@ -14,22 +14,31 @@ import (
 // still calls the old worker must not reach a new one.
 const portQuarantine = 10 * time.Minute
 
+// stopLimit bounds how long a launcher may take, beyond the grace, to prove that
+// a worker has ended.
+const stopLimit = 30 * time.Second
+
 // Retire ends a worker for good: container, keys and files go, the record
 // stays. grace is what the worker gets between SIGTERM and SIGKILL. Retiring a
-// retired worker changes nothing.
+// retired worker changes nothing. When ctx ends after the retirement has begun
+// it goes through all the same.
 func (f *Forge) Retire(ctx context.Context, serial worker.Serial, grace time.Duration) (worker.Worker, error) {
-	var w worker.Worker
-	// From here on the retirement goes through, whoever still waits for it.
+	w, err := f.Registry.Worker(ctx, serial)
+	if err != nil {
+		return w, err
+	}
+	done, err := f.take(ctx, w.Name)
+	if err != nil {
+		return w, err
+	}
+	defer done()
 	ctx = context.WithoutCancel(ctx)
-	err := f.Registry.Update(ctx, func(tx *registry.Tx) (err error) {
-		if w, err = tx.Worker(serial); err != nil {
+	err = f.Registry.Update(ctx, func(tx *registry.Tx) (err error) {
+		if w, err = tx.Worker(serial); err != nil || w.State == worker.StateRetired {
 			return err
 		}
 		if w.State == worker.StateForging {
-			return worker.Hint(fmt.Errorf("worker %s is being forged: %w", w.Name, worker.ErrConflict), "try again when it is live")
-		}
-		if w.State == worker.StateRetired {
-			return nil
+			return worker.Hint(fmt.Errorf("worker %s was never finished: %w", w.Name, worker.ErrConflict), "the host removes it by itself")
 		}
 		w.State, w.StateReason = worker.StateRetiring, ""
 		return tx.SetState(serial, w.State, w.StateReason)
@@ -41,34 +50,31 @@ func (f *Forge) Retire(ctx context.Context, serial worker.Serial, grace time.Dur
 }
 
 // finishRetire removes all that a retiring worker has. Every part of it may
-// have been done before.
+// have been done before. What the worker finishes within the grace still counts:
+// its session ends after it.
 func (f *Forge) finishRetire(ctx context.Context, w worker.Worker, grace time.Duration) (worker.Worker, error) {
 	f.Keeper.Release(w.Serial)
-	f.Sessions.Detach(ctx, w.Serial)
-	if err := f.Launcher.Stop(ctx, w.Serial, grace); err != nil {
-		return w, fmt.Errorf("stop: %w", err)
-	}
-	if err := f.Launcher.Remove(ctx, w.Serial); err != nil {
-		return w, fmt.Errorf("remove container: %w", err)
+	if err := f.end(ctx, w, grace); err != nil {
+		return w, err
 	}
 	if err := f.Stage.Remove(w.Serial); err != nil {
 		return w, fmt.Errorf("remove files: %w", err)
 	}
 	f.Ports.Release(w.Serial)
-	w.State, w.RetiredAt = worker.StateRetired, time.Now().UTC()
-	entry, err := record.Entry{At: w.RetiredAt, Kind: record.Retire, Worker: record.FieldsOf(w)}.Encode()
+	now := time.Now().UTC()
+	entry, err := record.Entry{At: now, Kind: record.Retire, Worker: record.NameOf(w)}.Encode()
 	if err != nil {
 		return w, err
 	}
-	err = f.Registry.Update(ctx, func(tx *registry.Tx) error {
-		row, err := tx.Worker(w.Serial)
-		if err != nil || row.State == worker.StateRetired {
+	err = f.Registry.Update(ctx, func(tx *registry.Tx) (err error) {
+		if w, err = tx.Worker(w.Serial); err != nil {
 			return err
 		}
+		w.State, w.RetiredAt = worker.StateRetired, now
 		if err := tx.UpdateWorker(w); err != nil {
 			return err
 		}
-		if err := tx.QuarantinePort(w.Port, w.RetiredAt.Add(portQuarantine)); err != nil {
+		if err := tx.QuarantinePort(w.Port, now.Add(portQuarantine)); err != nil {
 			return err
 		}
 		_, err = tx.Append(entry)
@@ -77,5 +83,20 @@ func (f *Forge) finishRetire(ctx context.Context, w worker.Worker, grace time.Du
 	if err != nil {
 		return w, fmt.Errorf("record: %w", err)
 	}
+	f.Changed(w.Serial)
 	return w, nil
+}
+
+// end stops the worker and removes what the launcher has of it.
+func (f *Forge) end(ctx context.Context, w worker.Worker, grace time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, grace+stopLimit)
+	defer cancel()
+	if err := f.Launcher.Stop(ctx, w.Serial, grace); err != nil {
+		return fmt.Errorf("stop: %w", err)
+	}
+	f.Sessions.Detach(ctx, w.Serial)
+	if err := f.Launcher.Remove(ctx, w.Serial); err != nil {
+		return fmt.Errorf("remove container: %w", err)
+	}
+	return nil
 }

@@ -57,13 +57,10 @@ func (f *Forge) allocateIn(tx *registry.Tx, w *worker.Worker) (err error) {
 // release gives the numbers back as far as they can be: the row goes, the
 // ledger code is recorded as void, counters only go up.
 func (f *Forge) release(ctx context.Context, j *job) error {
-	if j.listener != nil {
-		defer j.listener.Close()
-	}
 	if j.worker.Serial == "" {
 		return nil
 	}
-	entry, err := record.Entry{At: time.Now(), Kind: record.Void, Worker: record.FieldsOf(j.worker), Reason: reasonOf(j.why)}.Encode()
+	entry, err := record.Entry{At: time.Now(), Kind: record.Void, Worker: record.NameOf(j.worker), Reason: j.why.Error()}.Encode()
 	if err != nil {
 		return err
 	}
@@ -81,14 +78,6 @@ func (f *Forge) release(ctx context.Context, j *job) error {
 		_, err = tx.Append(entry)
 		return err
 	})
-}
-
-// maxReason keeps a worker's or a launcher's long story out of the record.
-const maxReason = 1000
-
-func reasonOf(err error) string {
-	text := err.Error()
-	return text[:min(len(text), maxReason)]
 }
 
 func (f *Forge) openStage(_ context.Context, j *job) error {
@@ -127,9 +116,6 @@ func workerOwned(w worker.Worker, mode fs.FileMode) stage.Access {
 }
 
 func (f *Forge) dropStage(_ context.Context, j *job) error {
-	if j.folder != nil {
-		defer j.folder.Close()
-	}
 	return f.Stage.Drop(j.worker.Serial)
 }
 
@@ -269,9 +255,26 @@ func (f *Forge) stop(ctx context.Context, j *job) error {
 	return f.Launcher.Stop(ctx, j.worker.Serial, 0)
 }
 
+// awaitHeartbeat waits for the worker's word that all of it is there, or for its
+// end, whichever comes first.
 func (f *Forge) awaitHeartbeat(ctx context.Context, j *job) error {
 	f.Sessions.Attach(j.worker, f.Stage.Dir(j.worker.Serial))
-	return f.Sessions.AwaitHeartbeat(ctx, j.worker.Serial, j.startedAt)
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() {
+		defer cancel()
+		exit, err := f.Launcher.Wait(ctx, j.worker.Serial)
+		if err == nil {
+			err = fmt.Errorf("the worker ended: %s%s: %w", exit, f.lastWords(j.worker.Serial), worker.ErrUnavailable)
+		}
+		ended <- err
+	}()
+	err := f.Sessions.AwaitHeartbeat(ctx, j.worker.Serial, j.startedAt)
+	cancel()
+	if end := <-ended; err != nil && !errors.Is(end, context.Canceled) && !errors.Is(end, context.DeadlineExceeded) {
+		return end
+	}
+	return err
 }
 
 func (f *Forge) detach(ctx context.Context, j *job) error {
@@ -287,15 +290,11 @@ func (f *Forge) record(ctx context.Context, j *job) error {
 	if err != nil {
 		return err
 	}
-	err = f.Registry.Update(context.WithoutCancel(ctx), func(tx *registry.Tx) error {
+	return f.Registry.Update(context.WithoutCancel(ctx), func(tx *registry.Tx) error {
 		if err := tx.UpdateWorker(j.worker); err != nil {
 			return err
 		}
 		_, err := tx.Append(entry)
 		return err
 	})
-	if err == nil {
-		f.Ports.Assign(j.worker.Serial, j.listener)
-	}
-	return err
 }

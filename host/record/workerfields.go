@@ -41,3 +41,12 @@ func FieldsOf(w worker.Worker) *WorkerFields {
 		Config: json.RawMessage(w.Config), CreatedAt: w.CreatedAt,
 	}
 }
+
+// NameOf are the fields that say which worker an entry is about, for kinds that
+// tell of one that the record knows already.
+func NameOf(w worker.Worker) *WorkerFields {
+	return &WorkerFields{
+		Name: w.Name, Type: w.Type, Version: w.TypeVersion,
+		Serial: w.Serial, Model: w.Model, Ledger: w.LedgerCode, Class: w.ClassCode,
+	}
+}

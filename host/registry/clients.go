@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/dals-host/dals-host/host/registry/sqlcgen"
-	"github.com/dals-host/dals-host/host/worker"
 )
 
 // Client is one who may send envelopes, known by its key.
@@ -32,16 +31,16 @@ func (tx *Tx) AddClient(c Client) error {
 	})
 }
 
-// RevokeClient revokes the client of that name, which may be used again for
-// another. No client of that name, or a revoked one, is worker.ErrNotFound.
-func (tx *Tx) RevokeClient(name string, at time.Time) error {
-	return tx.do("revoke client "+name, func() error {
-		n, err := tx.q.RevokeClient(tx.ctx, sqlcgen.RevokeClientParams{Name: name, RevokedAt: millis(at)})
-		if err == nil && n == 0 {
-			err = worker.ErrNotFound
-		}
+// RevokeClient revokes the client of that name and returns it; the name may be
+// used again for another. No client of that name, or a revoked one, is
+// worker.ErrNotFound.
+func (tx *Tx) RevokeClient(name string, at time.Time) (c Client, err error) {
+	err = tx.do("revoke client "+name, func() error {
+		row, err := tx.q.RevokeClient(tx.ctx, sqlcgen.RevokeClientParams{Name: name, RevokedAt: millis(at)})
+		c = clientOf(row)
 		return err
 	})
+	return c, err
 }
 
 // Client is the client with that id, revoked or not, or worker.ErrNotFound.

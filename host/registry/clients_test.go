@@ -36,7 +36,7 @@ func TestClients(t *testing.T) {
 	conflict(t, add(Client{ID: "key:2", Name: "other"}), "id")
 
 	revoke := func(name string) error {
-		return r.Update(ctx, func(tx *Tx) error { return tx.RevokeClient(name, at.Add(time.Hour)) })
+		return r.Update(ctx, func(tx *Tx) error { _, err := tx.RevokeClient(name, at.Add(time.Hour)); return err })
 	}
 	if err := revoke("robot"); err != nil {
 		t.Fatal(err)

@@ -80,8 +80,9 @@ func (q *Queries) InsertClient(ctx context.Context, arg InsertClientParams) erro
 	return err
 }
 
-const revokeClient = `-- name: RevokeClient :execrows
+const revokeClient = `-- name: RevokeClient :one
 UPDATE clients SET revoked_at = ? WHERE name = ? AND revoked_at = 0
+RETURNING id, name, public_key, created_at, revoked_at
 `
 
 type RevokeClientParams struct {
@@ -89,10 +90,15 @@ type RevokeClientParams struct {
 	Name      string
 }
 
-func (q *Queries) RevokeClient(ctx context.Context, arg RevokeClientParams) (int64, error) {
-	result, err := q.exec(ctx, q.revokeClientStmt, revokeClient, arg.RevokedAt, arg.Name)
-	if err != nil {
-		return 0, err
-	}
-	return result.RowsAffected()
+func (q *Queries) RevokeClient(ctx context.Context, arg RevokeClientParams) (Client, error) {
+	row := q.queryRow(ctx, q.revokeClientStmt, revokeClient, arg.RevokedAt, arg.Name)
+	var i Client
+	err := row.Scan(
+		&i.ID,
+		&i.Name,
+		&i.PublicKey,
+		&i.CreatedAt,
+		&i.RevokedAt,
+	)
+	return i, err
 }

@@ -1,0 +1,319 @@
+package forge
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/dals-host/dals-host/host/keyring"
+	"github.com/dals-host/dals-host/host/launch"
+	"github.com/dals-host/dals-host/host/ports"
+	"github.com/dals-host/dals-host/host/record"
+	"github.com/dals-host/dals-host/host/registry"
+	"github.com/dals-host/dals-host/host/stage"
+	"github.com/dals-host/dals-host/host/worker"
+	"github.com/dals-host/dals-host/sdk/identity"
+	workerv1 "github.com/dals-host/dals-host/sdk/proto/worker/v1"
+)
+
+// rig is a forge on a real data folder: real registry, stage, keys, ports. Only
+// what runs workers is a fake, so that it can fail on demand; internal/e2e runs
+// the same with real launchers.
+type rig struct {
+	t        *testing.T
+	dir      string
+	registry *registry.Registry
+	stage    *stage.Store
+	keys     *keyring.Keyring
+	pool     *ports.Pool
+	launcher *fakeLauncher
+	forge    *Forge
+
+	mu       sync.Mutex
+	attached map[worker.Serial]bool
+	kept     map[worker.Serial]bool
+	held     map[worker.Serial]*ports.Listener
+	bound    []*ports.Listener
+	noBeat   error  // what AwaitHeartbeat answers
+	onBeat   func() // what it does first
+}
+
+func newRig(t *testing.T) *rig {
+	t.Helper()
+	r := &rig{t: t, dir: t.TempDir(), launcher: &fakeLauncher{running: map[worker.Serial]bool{}, dirs: map[worker.Serial]string{}}}
+	r.open(true)
+	return r
+}
+
+// open opens the data folder as a new host would.
+func (r *rig) open(first bool) {
+	r.t.Helper()
+	var err error
+	must := func(err error) {
+		r.t.Helper()
+		if err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	r.registry, err = registry.Open(r.t.Context(), registry.Config{Path: filepath.Join(r.dir, "registry.db")})
+	must(err)
+	r.stage, err = stage.Open(stage.Config{Dir: filepath.Join(r.dir, "workers")})
+	must(err)
+	r.keys, err = keyring.Open(keyring.Config{Dir: filepath.Join(r.dir, "keys"), First: first})
+	must(err)
+	r.pool, err = ports.New(ports.Config{Logger: hclog.NewNullLogger()})
+	must(err)
+	authority, err := identity.NewAuthority(r.keys.HostID(), r.keys.CA().Private())
+	must(err)
+	r.attached, r.kept, r.held = map[worker.Serial]bool{}, map[worker.Serial]bool{}, map[worker.Serial]*ports.Listener{}
+	r.forge = New(Config{
+		Types: r, Registry: r.registry, Stage: r.stage, Ports: r, Keys: r.keys, Authority: authority,
+		Launcher: r.launcher, Sessions: r, Keeper: r, Checkpoint: r.checkpoint,
+		Changed: func(worker.Serial) {}, OwnUID: os.Geteuid(), UIDs: UIDRange{70_000, 70_999},
+		Spec:   func(w worker.Worker) launch.Spec { return launch.Spec{Serial: w.Serial, Dir: r.stage.Dir(w.Serial)} },
+		Logger: hclog.NewNullLogger(),
+	})
+	r.t.Cleanup(r.close)
+}
+
+func (r *rig) close() {
+	for _, l := range r.bound {
+		_ = l.Close()
+	}
+	_ = r.registry.Close()
+	_ = r.stage.Close()
+}
+
+// die ends the host without a word and starts another on its folder.
+func (r *rig) die() {
+	r.t.Helper()
+	r.close()
+	r.open(false)
+}
+
+func (r *rig) checkpoint() ([]byte, uint64) {
+	return []byte("a note"), 0
+}
+
+func (r *rig) Lookup(_ context.Context, name, version string) (Type, error) {
+	if name != "template" || version != "" && version != "1.2.3" {
+		return Type{}, fmt.Errorf("worker type '%s' is not registered: %w", name, worker.ErrNotFound)
+	}
+	return Type{
+		Descriptor: &workerv1.TypeDescriptor{
+			Name: "template", Version: "1.2.3", Family: "TP",
+			ConfigSchema: []byte(`{"type":"object","properties":{"greeting":{"type":"string","default":"hello"}},"additionalProperties":false}`),
+		},
+		Image: launch.Image{Digest: fmt.Sprintf("%064x", 7), Path: os.Args[0]},
+	}, nil
+}
+
+func (r *rig) Attach(w worker.Worker, _ string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.attached[w.Serial] = true
+}
+
+func (r *rig) Detach(_ context.Context, s worker.Serial) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.attached, s)
+}
+
+func (r *rig) AwaitHeartbeat(ctx context.Context, _ worker.Serial, _ time.Time) error {
+	if r.onBeat != nil {
+		r.onBeat()
+	}
+	if r.launcher.exit != nil {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return errors.Join(r.noBeat, ctx.Err())
+}
+
+func (r *rig) Keep(w worker.Worker) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.kept[w.Serial] = true
+}
+
+func (r *rig) Bind(ctx context.Context) (*ports.Listener, error) {
+	l, err := r.pool.Bind(ctx, func(port int) bool {
+		taken, err := r.registry.PortTaken(ctx, port)
+		return taken || err != nil
+	})
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err == nil {
+		r.bound = append(r.bound, l)
+	}
+	return l, err
+}
+
+func (r *rig) Assign(s worker.Serial, l *ports.Listener) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.held[s] = l
+}
+
+// Release is that of the keeper and that of the ports.
+func (r *rig) Release(s worker.Serial) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.kept, s)
+	if l := r.held[s]; l != nil {
+		_ = l.Close()
+	}
+	delete(r.held, s)
+}
+
+// fakeLauncher keeps what it was told to create and start.
+type fakeLauncher struct {
+	launch.Launcher // what is not faked is not called
+
+	mu      sync.Mutex
+	running map[worker.Serial]bool
+	dirs    map[worker.Serial]string
+	exit    *launch.Exit // what Wait tells at once, if anything
+	says    string       // what a started worker logs
+	stuck   error        // what Stop answers
+}
+
+func (l *fakeLauncher) Wait(ctx context.Context, _ worker.Serial) (launch.Exit, error) {
+	if l.exit != nil {
+		return *l.exit, nil
+	}
+	<-ctx.Done()
+	return launch.Exit{}, ctx.Err()
+}
+
+func (*fakeLauncher) Name() string { return "fake" }
+
+func (*fakeLauncher) Prepare(context.Context, launch.Image) (string, error) {
+	return "sha256:" + fmt.Sprintf("%064x", 9), nil
+}
+
+func (l *fakeLauncher) Create(_ context.Context, s launch.Spec) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, err := os.Stat(filepath.Join(s.Dir, "worker_manifest.sig")); err != nil {
+		return err
+	}
+	if _, known := l.running[s.Serial]; known {
+		return worker.ErrConflict
+	}
+	l.running[s.Serial], l.dirs[s.Serial] = false, s.Dir
+	return nil
+}
+
+func (l *fakeLauncher) Start(_ context.Context, s worker.Serial) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if running, known := l.running[s]; running || !known {
+		return worker.ErrConflict
+	}
+	l.running[s] = true
+	return os.WriteFile(filepath.Join(l.dirs[s], "logs", "worker.log"), []byte(l.says), 0o600)
+}
+
+func (l *fakeLauncher) Stop(_ context.Context, s worker.Serial, _ time.Duration) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, known := l.running[s]; known && l.stuck == nil {
+		l.running[s] = false
+	}
+	return l.stuck
+}
+
+func (l *fakeLauncher) Remove(_ context.Context, s worker.Serial) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.running[s] {
+		return errors.New("removed while running")
+	}
+	delete(l.running, s)
+	return nil
+}
+
+var nora = Request{Name: "nora", Type: "template", ClassCode: "A1"}
+
+// entries is the record so far.
+func (r *rig) entries() (all []record.Entry) {
+	r.t.Helper()
+	for g, err := range r.registry.Groups(context.Background(), 0) {
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		for _, line := range g.Entries {
+			e, err := record.Decode(line)
+			if err != nil {
+				r.t.Fatal(err)
+			}
+			all = append(all, e)
+		}
+	}
+	return all
+}
+
+// count counts the entries of a kind.
+func (r *rig) count(kind record.Kind) (n int) {
+	for _, e := range r.entries() {
+		if e.Kind == kind {
+			n++
+		}
+	}
+	return n
+}
+
+// nothingLeft checks that of all that was begun only void ledger codes remain.
+func (r *rig) nothingLeft(what string, port int) {
+	r.t.Helper()
+	workers, err := r.registry.Workers(context.Background(), registry.Filter{IncludeRetired: true})
+	if err != nil || len(workers) != 0 {
+		r.t.Errorf("%s: rows left: %+v, %v", what, workers, err)
+	}
+	for _, dir := range []string{".stage", "instances"} {
+		if left, err := os.ReadDir(filepath.Join(r.dir, "workers", dir)); err != nil || len(left) != 0 {
+			r.t.Errorf("%s: left in %s: %v, %v", what, dir, left, err)
+		}
+	}
+	if len(r.launcher.running) != 0 || len(r.attached) != 0 || len(r.kept) != 0 || len(r.held) != 0 {
+		r.t.Errorf("%s: left: launcher %v, sessions %v, kept %v, ports %v", what, r.launcher.running, r.attached, r.kept, r.held)
+	}
+	if port != 0 {
+		l, err := r.pool.Rebind(context.Background(), port)
+		if err != nil {
+			r.t.Errorf("%s: port: %v", what, err)
+			return
+		}
+		_ = l.Close()
+	}
+}
+
+// whole checks that a worker is all there.
+func (r *rig) whole(w worker.Worker) {
+	r.t.Helper()
+	row, err := r.registry.Worker(r.t.Context(), w.Serial)
+	if err != nil || row.State != worker.StateLive || row.ManifestSHA256 == "" {
+		r.t.Errorf("row %+v, %v", row, err)
+	}
+	if !r.launcher.running[w.Serial] || !r.kept[w.Serial] || r.held[w.Serial] == nil || !r.attached[w.Serial] {
+		r.t.Errorf("worker %s: launcher %v, kept %v, ports %v, sessions %v", w.Serial, r.launcher.running, r.kept, r.held, r.attached)
+	}
+	key, err := os.ReadFile(filepath.Join(r.stage.Dir(w.Serial), "certs", "worker.key"))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	private, err := identity.ParseKey(key)
+	if err != nil || !private.Public().(ed25519.PublicKey).Equal(ed25519.PublicKey(w.PublicKey)) {
+		r.t.Errorf("key: %v", err)
+	}
+}
