@@ -2,6 +2,7 @@ package host
 
 import (
 	"context"
+	"crypto/ed25519"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -32,7 +33,6 @@ func (b backend) Forge(ctx context.Context, r control.ForgeRequest) (control.For
 	if err != nil {
 		return control.ForgeResult{}, err
 	}
-	b.mirror(made.Worker.Serial)
 	return control.ForgeResult{Worker: b.view(ctx, made.Worker), Existed: made.Existed}, nil
 }
 
@@ -53,11 +53,7 @@ func (b backend) Retire(ctx context.Context, ref string, grace time.Duration) (w
 	if err != nil {
 		return w, err
 	}
-	w, err = b.forge.Retire(ctx, w.Serial, grace)
-	if err == nil {
-		b.mirror(w.Serial)
-	}
-	return w, err
+	return b.forge.Retire(ctx, w.Serial, grace)
 }
 
 func (b backend) Workers(ctx context.Context, f control.WorkerFilter) ([]control.WorkerView, error) {
@@ -124,8 +120,15 @@ func (b backend) AddClient(ctx context.Context, name string, publicKey []byte) (
 	if err := worker.CheckName(name); err != nil {
 		return control.Client{}, fmt.Errorf("client name: %w", err)
 	}
+	if len(publicKey) != ed25519.PublicKeySize {
+		return control.Client{}, fmt.Errorf("public key of %d bytes, want %d: %w", len(publicKey), ed25519.PublicKeySize, worker.ErrInvalid)
+	}
 	c := registry.Client{Name: name, ID: envelope.ClientID(publicKey), PublicKey: publicKey, CreatedAt: time.Now().UTC()}
-	return control.Client{Name: c.Name, ID: c.ID, CreatedAt: c.CreatedAt}, b.enrol(ctx, c, nil)
+	return clientView(c), b.enrol(ctx, c, nil)
+}
+
+func clientView(c registry.Client) control.Client {
+	return control.Client{Name: c.Name, ID: c.ID, CreatedAt: c.CreatedAt, RevokedAt: c.RevokedAt}
 }
 
 // enrol adds a client and its entry in one transaction, with whatever else
@@ -160,35 +163,29 @@ func (b backend) ListClients(ctx context.Context) ([]control.Client, error) {
 	}
 	list := make([]control.Client, len(clients))
 	for i, c := range clients {
-		list[i] = control.Client{Name: c.Name, ID: c.ID, CreatedAt: c.CreatedAt, RevokedAt: c.RevokedAt}
+		list[i] = clientView(c)
 	}
 	return list, nil
 }
 
 func (b backend) RevokeClient(ctx context.Context, name string) (control.Client, error) {
-	clients, err := b.registry.Clients(ctx)
-	if err != nil {
-		return control.Client{}, err
-	}
 	now := time.Now().UTC()
-	for _, c := range clients {
-		if c.Name != name || !c.RevokedAt.IsZero() {
-			continue
+	var revoked registry.Client
+	err := b.registry.Update(ctx, func(tx *registry.Tx) (err error) {
+		if revoked, err = tx.RevokeClient(name, now); err != nil {
+			return err
 		}
-		line, err := clientEntry(record.ClientRevoked, c, now)
+		line, err := clientEntry(record.ClientRevoked, revoked, now)
 		if err != nil {
-			return control.Client{}, err
+			return err
 		}
-		return control.Client{Name: c.Name, ID: c.ID, CreatedAt: c.CreatedAt, RevokedAt: now},
-			b.registry.Update(ctx, func(tx *registry.Tx) error {
-				if err := tx.RevokeClient(name, now); err != nil {
-					return err
-				}
-				_, err := tx.Append(line)
-				return err
-			})
+		_, err = tx.Append(line)
+		return err
+	})
+	if errors.Is(err, worker.ErrNotFound) {
+		err = worker.Hint(err, "run dals-host client list to see those that there are")
 	}
-	return control.Client{}, worker.Hint(fmt.Errorf("client %s: %w", name, worker.ErrNotFound), "run dals-host client list to see those that there are")
+	return clientView(revoked), err
 }
 
 func (b backend) Status(ctx context.Context) (control.Status, error) {
@@ -227,16 +224,24 @@ func (b backend) Plugins(context.Context) ([]control.Plugin, error) {
 	return list, nil
 }
 
-// defaultDownTimeout is what workers get to end by themselves.
-const defaultDownTimeout = 10 * time.Second
+const (
+	// defaultDownTimeout is what workers get to end by themselves.
+	defaultDownTimeout = 10 * time.Second
+	// downLimit bounds, beyond that, how long ending all of them may take.
+	downLimit = time.Minute
+)
 
-// Down ends every worker, then what the launcher runs, then the host. The
+// Down ends every worker, then what the launcher runs, then the host, whatever
+// could not be ended: a host that has begun to go down cannot serve on. The
 // workers stay in the registry: the next host on this folder starts them again.
 func (b backend) Down(ctx context.Context, timeout time.Duration) (int, error) {
 	if timeout == 0 {
 		timeout = defaultDownTimeout
 	}
-	ctx = context.WithoutCancel(ctx)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout+downLimit)
+	defer cancel()
+	defer b.downing.Do(func() { close(b.isDown) })
+	b.forge.Freeze()
 	b.supervisor.Close()
 	running, err := b.launcher.List(ctx)
 	if err != nil {
@@ -255,7 +260,6 @@ func (b backend) Down(ctx context.Context, timeout time.Duration) (int, error) {
 	if err := b.launcher.Down(ctx); err != nil {
 		return 0, fmt.Errorf("end launcher: %w", err)
 	}
-	b.downing.Do(func() { close(b.isDown) })
 	return len(running), nil
 }
 
@@ -284,8 +288,13 @@ func (h *Host) view(ctx context.Context, w worker.Worker) control.WorkerView {
 // mirror writes worker_<serial>.json, for people and scripts; the registry is
 // the truth, so a mirror that cannot be written is only a warning.
 func (h *Host) mirror(serial worker.Serial) {
+	h.mirroring.Lock() // an older view must not replace a newer one
+	defer h.mirroring.Unlock()
 	ctx := context.Background()
 	w, err := h.registry.Worker(ctx, serial)
+	if w.State == worker.StateRetired {
+		h.integrity.forget(serial)
+	}
 	if err == nil {
 		var text []byte
 		text, err = json.MarshalIndent(client.WorkerFromProto(control.WorkerProto(h.view(ctx, w))), "", "  ")

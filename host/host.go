@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -32,6 +33,7 @@ import (
 	"github.com/dals-host/dals-host/host/stage"
 	"github.com/dals-host/dals-host/host/supervise"
 	"github.com/dals-host/dals-host/host/worker"
+	"github.com/dals-host/dals-host/sdk/identity"
 )
 
 // Config says how to run a host.
@@ -57,6 +59,7 @@ type Host struct {
 
 	lock       *flock.Flock
 	keys       *keyring.Keyring
+	authority  *identity.Authority
 	registry   *registry.Registry
 	record     *record.Log
 	launcher   launch.Launcher
@@ -69,7 +72,9 @@ type Host struct {
 	supervisor *supervise.Supervisor
 	forge      *forge.Forge
 	control    *control.Server
+	listener   net.Listener // of --http; nil without
 	integrity  *integrity
+	mirroring  sync.Mutex
 
 	closers []func() error // in the order of opening
 	ready   chan struct{}
@@ -88,7 +93,7 @@ func New(ctx context.Context, c Config) (_ *Host, err error) {
 	}()
 	for _, open := range []func(context.Context) error{
 		h.lockFolder, h.openRegistry, h.openKeys, h.openRecord, h.openLauncher, h.openStage, h.openPorts,
-		h.openCatalog, h.openGateAndBroker, h.openSupervisorAndForge, h.openControl,
+		h.openCatalog, h.openGateAndBroker, h.openSupervisorAndForge, h.openHTTP, h.openControl,
 	} {
 		if err := open(ctx); err != nil {
 			return nil, err
@@ -98,37 +103,45 @@ func New(ctx context.Context, c Config) (_ *Host, err error) {
 }
 
 // Run serves until ctx ends or Down was called. Before it is ready it settles
-// what an earlier host left open.
+// what an earlier host left open and knows the plugins again. At the end the
+// control API lets running calls finish, and what they lean on ends after it.
 func (h *Host) Run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, h.close()) }()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	if err := h.recover(ctx); err != nil {
-		return err
+	if err := h.recover(ctx); err != nil || ctx.Err() != nil {
+		return errors.Join(err, h.control.Close())
 	}
-	g, running := errgroup.WithContext(ctx)
-	for _, run := range []func(context.Context) error{
-		h.record.Run, h.catalog.Run, h.gate.Run, h.serveHTTP, h.control.Serve,
-	} {
+	serving, stopServing := context.WithCancel(ctx)
+	defer stopServing()
+	beneath, stopBeneath := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopBeneath()
+	g, running := errgroup.WithContext(beneath)
+	for _, run := range []func(context.Context) error{h.record.Run, h.catalog.Run, h.gate.Run, h.forge.Run, h.serveHTTP} {
 		g.Go(func() error { return run(running) })
 	}
-	close(h.ready)
 	g.Go(func() error {
-		select {
-		case <-h.isDown:
-			cancel()
-		case <-running.Done():
-		}
-		return nil
+		defer stopBeneath()
+		return h.control.Serve(serving)
 	})
-	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
-		return err
+	select {
+	case <-h.catalog.Ready():
+		close(h.ready)
+	case <-running.Done():
 	}
-	return nil
+	select {
+	case <-h.isDown:
+	case <-ctx.Done():
+	case <-running.Done():
+	}
+	stopServing()
+	return g.Wait()
 }
 
 // recover ends open forges and retirements and takes over the living workers.
 func (h *Host) recover(ctx context.Context) error {
+	started := record.Entry{At: h.startedAt, Kind: record.HostStarted, Reason: "version " + h.Version}
+	if err := h.note(ctx, started); err != nil {
+		h.Logger.Error("start not recorded", "error", err)
+	}
 	if err := h.forge.Recover(ctx); err != nil {
 		// What could not be undone stays in the journal; the host serves on.
 		h.Logger.Error("not all that was left open could be settled", "error", err)
@@ -147,13 +160,13 @@ func (h *Host) recover(ctx context.Context) error {
 	for _, w := range workers {
 		h.adopt(ctx, w)
 	}
-	return h.note(ctx, record.Entry{At: h.startedAt, Kind: record.HostStarted, Reason: "version " + h.Version})
+	return nil
 }
 
 // adopt takes over a worker that exists. One worker's trouble is its own.
 func (h *Host) adopt(ctx context.Context, w worker.Worker) {
 	if w.State == worker.StateForging || w.State == worker.StateRetiring {
-		return // could not be settled now; the next start tries again
+		return // could not be settled now; the forge tries again
 	}
 	h.ports.rebind(ctx, w)
 	h.broker.Attach(w, h.stage.Dir(w.Serial))

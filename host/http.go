@@ -13,21 +13,28 @@ import (
 	"github.com/dals-host/dals-host/sdk/identity"
 )
 
-// serveHTTP answers /healthz on the host's own address, when it was given one.
-func (h *Host) serveHTTP(ctx context.Context) error {
+// openHTTP binds the host's own address, when it was given one.
+func (h *Host) openHTTP(ctx context.Context) (err error) {
 	if h.HTTP == "" {
 		return nil
 	}
-	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", h.HTTP)
-	if err != nil {
+	if h.listener, err = (&net.ListenConfig{}).Listen(ctx, "tcp", h.HTTP); err != nil {
 		return worker.Hint(fmt.Errorf("serve health: %w", err), "give another address with --http")
+	}
+	h.onClose(func() error { _ = h.listener.Close(); return nil }) // the server may have closed it
+	return nil
+}
+
+// serveHTTP answers /healthz there.
+func (h *Host) serveHTTP(ctx context.Context) error {
+	if h.listener == nil {
+		return nil
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second}
-	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
-	defer stop()
-	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+	defer context.AfterFunc(ctx, func() { _ = server.Close() })()
+	if err := server.Serve(h.listener); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve health: %w", err)
 	}
 	return nil

@@ -11,10 +11,10 @@ import (
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/sync/singleflight"
 
 	"github.com/dals-host/dals-host/host/keyring"
 	"github.com/dals-host/dals-host/host/record"
-	"github.com/dals-host/dals-host/host/stage"
 	"github.com/dals-host/dals-host/host/worker"
 	"github.com/dals-host/dals-host/sdk/manifest"
 	"github.com/dals-host/dals-host/sdk/vault"
@@ -24,13 +24,13 @@ import (
 // there, unchanged, and the record still extends what the vault block says it
 // was. The worker reports its own check; both must hold.
 type integrity struct {
-	stage     *stage.Store
 	keys      *keyring.Keyring
 	recordDir string
 	verifier  note.Verifier
+	open      func(worker.Serial) (*os.Root, error) // a worker's folder
 
-	mu    sync.Mutex
-	known map[worker.Serial]finding
+	once  singleflight.Group
+	known sync.Map // serial → finding
 }
 
 // finding is what a check found; it is good for a short while, so that asking
@@ -40,35 +40,38 @@ type finding struct {
 	at    time.Time
 }
 
-const findingLife = 5 * time.Second
+const (
+	findingLife = 5 * time.Second
+	checkLimit  = 10 * time.Second
+)
 
-// fault names what is wrong with the folder of w, or is "".
+// fault names what is wrong with the folder of w, or is "". Callers that come
+// together share one check; none can spoil it by leaving.
 func (i *integrity) fault(ctx context.Context, w worker.Worker) string {
-	i.mu.Lock()
-	f, ok := i.known[w.Serial]
-	i.mu.Unlock()
-	if ok && time.Since(f.at) < findingLife {
-		return f.fault
+	if f, ok := i.known.Load(w.Serial); ok && time.Since(f.(finding).at) < findingLife {
+		return f.(finding).fault
 	}
-	f = finding{at: time.Now()}
-	if differences, err := i.check(ctx, w); err != nil {
-		f.fault = err.Error()
-	} else {
-		f.fault = strings.Join(differences, "; ")
-	}
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if i.known == nil {
-		i.known = map[worker.Serial]finding{}
-	}
-	i.known[w.Serial] = f
-	return f.fault
+	fault, _, _ := i.once.Do(string(w.Serial), func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkLimit)
+		defer cancel()
+		differences, err := i.check(ctx, w)
+		if err != nil {
+			return err.Error(), nil
+		}
+		f := finding{fault: strings.Join(differences, "; "), at: time.Now()}
+		i.known.Store(w.Serial, f)
+		return f.fault, nil
+	})
+	return fault.(string)
 }
+
+// forget lets go of a worker that is no more.
+func (i *integrity) forget(serial worker.Serial) { i.known.Delete(serial) }
 
 // check compares the worker's folder with its manifest and its vault block with
 // the record, and names every difference.
 func (i *integrity) check(ctx context.Context, w worker.Worker) ([]string, error) {
-	root, err := i.stage.OpenRoot(w.Serial)
+	root, err := i.open(w.Serial)
 	if err != nil {
 		return nil, err
 	}
@@ -77,12 +80,12 @@ func (i *integrity) check(ctx context.Context, w worker.Worker) ([]string, error
 	if err != nil {
 		return nil, err
 	}
-	block, err := root.ReadFile("vault/accountability.json")
-	if err != nil {
-		return append(differences, "vault/accountability.json: "+err.Error()), nil
+	block, err := root.ReadFile(vault.AccountabilityFile)
+	if err == nil {
+		err = i.checkVault(ctx, w, block)
 	}
-	if err := i.checkVault(ctx, w, block); err != nil {
-		differences = append(differences, "vault/accountability.json: "+err.Error())
+	if err != nil {
+		differences = append(differences, vault.AccountabilityFile+": "+err.Error())
 	}
 	return differences, nil
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strconv"
 
 	"golang.org/x/mod/sumdb/note"
@@ -11,7 +13,6 @@ import (
 	"github.com/dals-host/dals-host/host/keyring"
 	"github.com/dals-host/dals-host/host/record"
 	"github.com/dals-host/dals-host/host/registry"
-	"github.com/dals-host/dals-host/host/stage"
 	"github.com/dals-host/dals-host/host/worker"
 )
 
@@ -63,12 +64,9 @@ func VerifyWorker(ctx context.Context, dataDir, ref string) (worker.Worker, []st
 	if w.State == worker.StateRetired {
 		return w, nil, worker.Hint(fmt.Errorf("worker %s is retired: its files are gone: %w", w.Name, worker.ErrNotFound), "see its entries: dals-host vault prove")
 	}
-	folders, err := stage.Open(stage.Config{Dir: f.paths.workers})
-	if err != nil {
-		return w, nil, err
-	}
-	defer folders.Close()
-	check := &integrity{stage: folders, keys: f.keys, recordDir: f.paths.record, verifier: f.verifier}
+	check := &integrity{keys: f.keys, recordDir: f.paths.record, verifier: f.verifier, open: func(serial worker.Serial) (*os.Root, error) {
+		return os.OpenRoot(filepath.Join(f.paths.workers, "instances", string(serial)))
+	}}
 	differences, err := check.check(ctx, w)
 	return w, differences, err
 }

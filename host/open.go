@@ -54,8 +54,8 @@ func (h *Host) openKeys(ctx context.Context) error {
 	if h.keys, err = keyring.Open(keyring.Config{Dir: h.paths.keys, First: first}); err != nil {
 		return err
 	}
-	if !first {
-		return nil
+	if h.authority, err = identity.NewAuthority(h.keys.HostID(), h.keys.CA().Private()); err != nil || !first {
+		return err
 	}
 	key, _, err := h.keys.LoadOrCreateOperator(true)
 	if err != nil {
@@ -93,15 +93,11 @@ func (h *Host) openStage(context.Context) (err error) {
 }
 
 func (h *Host) openGateAndBroker(ctx context.Context) (err error) {
-	authority, err := identity.NewAuthority(h.keys.HostID(), h.keys.CA().Private())
-	if err != nil {
-		return err
-	}
 	h.gate = gate.New(ctx, gate.Config{
 		Directory: directory{h.registry}, Kinds: kinds{h.plugins}, Recorder: recorder{h.registry}, Logger: h.Logger.Named("gate"),
 	}, past{h.registry})
 	h.broker, err = broker.New(ctx, broker.Config{
-		Gate: gateway{h.gate}, Registry: h.registry, Authority: authority, StampKey: h.keys.Stamp().Private(),
+		Gate: gateway{h.gate}, Registry: h.registry, Authority: h.authority, StampKey: h.keys.Stamp().Private(),
 		Interval: heartbeatInterval, Logger: h.Logger.Named("broker"),
 	})
 	if err != nil {
@@ -112,24 +108,20 @@ func (h *Host) openGateAndBroker(ctx context.Context) (err error) {
 }
 
 func (h *Host) openSupervisorAndForge(context.Context) error {
-	authority, err := identity.NewAuthority(h.keys.HostID(), h.keys.CA().Private())
-	if err != nil {
-		return err
-	}
 	verifier, err := note.NewVerifier(h.keys.CheckpointKey())
 	if err != nil {
 		return fmt.Errorf("make checkpoint verifier: %w", err)
 	}
-	h.integrity = &integrity{stage: h.stage, keys: h.keys, recordDir: h.paths.record, verifier: verifier}
+	h.integrity = &integrity{keys: h.keys, recordDir: h.paths.record, verifier: verifier, open: h.stage.OpenRoot}
 	h.supervisor = supervise.New(supervise.Config{
 		Launcher: h.launcher, Registry: h.registry, Pulse: h.broker, Spec: h.spec,
 		Interval: heartbeatInterval, Changed: h.mirror, Logger: h.Logger.Named("supervise"),
 	})
 	h.onClose(func() error { h.supervisor.Close(); return nil })
 	c := forge.Config{
-		Types: types{h.catalog}, Registry: h.registry, Stage: h.stage, Ports: h.ports, Keys: h.keys, Authority: authority,
+		Types: types{h.catalog}, Registry: h.registry, Stage: h.stage, Ports: h.ports, Keys: h.keys, Authority: h.authority,
 		Launcher: h.launcher, Sessions: h.broker, Keeper: h.supervisor, Checkpoint: h.record.Checkpoint,
-		OwnUID: os.Geteuid(), Spec: h.spec, Logger: h.Logger.Named("forge"),
+		Changed: h.mirror, OwnUID: os.Geteuid(), Spec: h.spec, Logger: h.Logger.Named("forge"),
 	}
 	if os.Geteuid() == 0 {
 		c.UIDs = workerUIDs

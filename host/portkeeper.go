@@ -40,16 +40,17 @@ func (h *Host) openPorts(context.Context) error {
 
 // Bind takes a port that no worker has and none had a short while ago.
 func (k *portKeeper) Bind(ctx context.Context) (*ports.Listener, error) {
-	var failed error
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	l, err := k.pool.Bind(ctx, func(port int) bool {
 		taken, err := k.registry.PortTaken(ctx, port)
 		if err != nil {
-			failed = err
+			cancel(err) // ends the search
 		}
-		return taken || err != nil
+		return taken
 	})
-	if failed != nil {
-		return nil, fmt.Errorf("look up port: %w", failed)
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		return nil, fmt.Errorf("bind port: %w", cause)
 	}
 	return l, err
 }
