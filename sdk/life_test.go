@@ -172,7 +172,10 @@ func TestOpenAndClose(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(w.Dir, "state", "mine")); err != nil {
 		t.Error(err)
 	}
-	must(t, w.Stop())
+	p.closeErr = errors.New("still chewing")
+	if err := w.Stop(); err == nil || err.Error() != "close worker type: still chewing" {
+		t.Errorf("close that fails: %v", err)
+	}
 	<-p.closed
 }
 

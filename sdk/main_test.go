@@ -39,6 +39,8 @@ type probe struct {
 	opened  *sdk.Worker
 	openErr error
 	closed  chan struct{}
+
+	closeErr error
 }
 
 type probeConfig struct {
@@ -99,7 +101,7 @@ func (p *probe) typ() sdk.Type {
 			}),
 		},
 		Open:  func(_ context.Context, w *sdk.Worker) error { p.opened = w; return p.openErr },
-		Close: func() error { p.closed <- struct{}{}; return nil },
+		Close: func() error { p.closed <- struct{}{}; return p.closeErr },
 	}
 	t.Tasks = append(t.Tasks, sdk.Process(processor{},
 		sdk.Kind{Kind: "probe.raw", Summary: "Answer with the payload.", Input: json.RawMessage(`{"type":["object","string"]}`)},

@@ -80,7 +80,7 @@ func (c *checkedType) serveFolder(ctx context.Context, f *folder, dir string, lo
 	defer integrity.looks.Wait()
 	if !integrity.sealed {
 		stop := context.AfterFunc(ctx, endTasks) // opening heeds the end of ctx; tasks are given a grace
-		err := c.open(tasks, f, w)
+		err = c.open(tasks, f, w)
 		stop()
 		if err != nil {
 			return err

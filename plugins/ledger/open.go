@@ -104,7 +104,8 @@ func (l *merkleLog) close() error {
 		errs = append(errs, l.index.close())
 	}
 	if l.records != nil {
-		errs = append(errs, l.records.Close()) // gives up the lock
+		// Closing alone gives the lock up only once no child has the file open.
+		errs = append(errs, unix.Flock(int(l.records.Fd()), unix.LOCK_UN), l.records.Close())
 	}
 	return errors.Join(errs...)
 }
