@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/dals-host/dals-host/host/worker"
 )
@@ -13,6 +15,9 @@ import (
 // entry's length in 16 bits.
 const MaxEntry = 1<<16 - 1
 
+// MaxText is the most bytes of a free text that an entry keeps.
+const MaxText = 1000
+
 // version is the format of entries that this package writes and reads.
 const version = 1
 
@@ -20,7 +25,8 @@ const version = 1
 type Kind string
 
 // The kinds of entry. Each carries the section named after it and no other,
-// except that a refusal may name the envelope it refused.
+// except that a refusal may name the envelope it refused. What Forge told of a
+// worker the later entries need not repeat: they name it, see NameOf.
 const (
 	Forge             Kind = "forge"              // Worker: a worker exists from now on
 	Void              Kind = "void"               // Worker: its ledger code will never be used; with a reason
@@ -97,9 +103,52 @@ type PluginFields struct {
 }
 
 // Encode is the entry as it is appended: one line of JSON without its newline.
-// V is filled in, times are cut to UTC milliseconds. An entry that misses its
-// section or exceeds MaxEntry is a worker.ErrInvalid.
+// V is filled in, times are cut to UTC milliseconds, and the texts that others
+// than this host have a say in become what Text makes of them, so that no reason
+// is too long or too strange to be recorded. An entry that misses its section or
+// exceeds MaxEntry is a worker.ErrInvalid. What Encode writes, Decode reads.
 func (e Entry) Encode() ([]byte, error) {
+	return e.bounded().encode()
+}
+
+// bounded is the entry with its free texts as Text makes them.
+func (e Entry) bounded() Entry {
+	e.Reason = Text(e.Reason)
+	if e.Refusal != nil {
+		r := *e.Refusal
+		r.Code, r.Reason, r.Peer = Text(r.Code), Text(r.Reason), Text(r.Peer)
+		e.Refusal = &r
+	}
+	if e.Plugin != nil {
+		p := *e.Plugin
+		p.Path, p.Type, p.Version = Text(p.Path), Text(p.Type), Text(p.Version)
+		e.Plugin = &p
+	}
+	if e.Client != nil {
+		c := *e.Client
+		c.Name = Text(c.Name)
+		e.Client = &c
+	}
+	return e
+}
+
+// Text is a free text as entries keep it: valid UTF-8, at most MaxText bytes,
+// with an ellipsis where it was cut.
+func Text(s string) string {
+	const cut = "…"
+	s = strings.ToValidUTF8(s, string(utf8.RuneError))
+	if len(s) <= MaxText {
+		return s
+	}
+	end := MaxText - len(cut)
+	for !utf8.RuneStart(s[end]) {
+		end--
+	}
+	return s[:end] + cut
+}
+
+// encode writes the entry as it is, in the one form that it has.
+func (e Entry) encode() ([]byte, error) {
 	e.V = version
 	e.At = e.At.UTC().Truncate(time.Millisecond)
 	if e.Worker != nil {
@@ -110,21 +159,30 @@ func (e Entry) Encode() ([]byte, error) {
 	if err := e.check(); err != nil {
 		return nil, fmt.Errorf("encode entry: %w", err)
 	}
-	return e.encode()
-}
-
-func (e Entry) encode() ([]byte, error) {
-	var b bytes.Buffer
-	enc := json.NewEncoder(&b)
-	enc.SetEscapeHTML(false) // the record is read by people, never by a browser as it is
-	if err := enc.Encode(e); err != nil {
+	line, err := e.json()
+	// Bytes that are not UTF-8 are written as this escape, but what is read from
+	// it would be written out. Such a line is written as it will be read.
+	if err == nil && bytes.Contains(line, []byte(`\ufffd`)) {
+		var read Entry
+		if err = json.Unmarshal(line, &read); err == nil {
+			line, err = read.json()
+		}
+	}
+	if err != nil {
 		return nil, fmt.Errorf("encode entry: %w: %w", worker.ErrInvalid, err)
 	}
-	line := bytes.TrimSuffix(b.Bytes(), []byte("\n"))
 	if len(line) > MaxEntry {
 		return nil, fmt.Errorf("encode entry: %d bytes, at most %d: %w", len(line), MaxEntry, worker.ErrInvalid)
 	}
 	return line, nil
+}
+
+func (e Entry) json() ([]byte, error) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false) // the record is read by people, never by a browser as it is
+	err := enc.Encode(e)
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), err
 }
 
 // Decode reads an entry as Encode wrote it. It is strict: unknown fields, other
@@ -143,7 +201,7 @@ func Decode(line []byte) (Entry, error) {
 		return Entry{}, fmt.Errorf("decode entry: version %d, want %d: %w", e.V, version, worker.ErrInvalid)
 	}
 	// One entry has one spelling, so that nobody can read two things in it.
-	again, err := e.Encode()
+	again, err := e.encode()
 	if err != nil {
 		return Entry{}, fmt.Errorf("decode entry: %w", err)
 	}

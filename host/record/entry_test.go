@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -157,11 +158,88 @@ func FuzzDecode(f *testing.F) {
 		if err != nil {
 			return
 		}
-		again, err := e.Encode()
+		again, err := e.encode()
 		if err != nil || !bytes.Equal(again, line) {
 			t.Fatalf("%q reads, and is written as %q, %v", line, again, err)
 		}
 	})
+}
+
+// FuzzEncode puts what others write into entries: it is recorded, and it is read.
+func FuzzEncode(f *testing.F) {
+	long := strings.Repeat("x", MaxText-1)
+	for _, text := range []string{
+		"", "plain", long + "é", long + "\xff", strings.Repeat("\xff", MaxText), strings.Repeat("\x00", 5000),
+		"a\xc3", "<&>\u2028\ufffd", `\ufffd`, strings.Repeat("🐐", 300), strings.Repeat("…", 70_000),
+	} {
+		f.Add(text, text)
+	}
+	f.Fuzz(func(t *testing.T, text, name string) {
+		name = name[:min(len(name), 500)]
+		at := time.Now()
+		w := someWorker()
+		w.Name, w.Config = name, []byte(`{"a":"\ufffd"}`)
+		for _, e := range []Entry{
+			{At: at, Kind: Void, Worker: NameOf(w), Reason: text},
+			{At: at, Kind: Forge, Worker: FieldsOf(w)},
+			{At: at, Kind: ClientAdded, Client: &ClientFields{Name: text, ID: name}},
+			{At: at, Kind: Refused, Envelope: &EnvelopeFields{ID: name, Header: []byte(name)}, Refusal: &RefusalFields{Code: text, Reason: text, Peer: text}},
+			{At: at, Kind: PluginQuarantined, Plugin: &PluginFields{Path: text, Digest: name, Type: text, Version: text}, Reason: text},
+		} {
+			line, err := e.Encode()
+			if err != nil {
+				t.Fatalf("%s: %v", e.Kind, err)
+			}
+			if got, err := Decode(line); err != nil {
+				t.Fatalf("%s is not read: %v", line, err)
+			} else if text := Text(text); got.Reason != "" && got.Reason != text || len(text) > MaxText || !utf8.ValidString(text) {
+				t.Fatalf("reason %q, want %q", got.Reason, text)
+			}
+		}
+	})
+}
+
+func TestText(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]string{
+		"":                               "",
+		"as it is <é>":                   "as it is <é>",
+		strings.Repeat("x", MaxText):     strings.Repeat("x", MaxText),
+		strings.Repeat("x", MaxText+1):   strings.Repeat("x", MaxText-3) + "…",
+		strings.Repeat("é", MaxText):     strings.Repeat("é", (MaxText-3)/2) + "…",
+		"one\xff\xfe and \xc3":           "one\ufffd and \ufffd",
+		strings.Repeat("a\xff", MaxText): strings.Repeat("a\ufffd", (MaxText-3)/4) + "a…",
+	} {
+		if got := Text(in); got != want {
+			t.Errorf("%.40q… becomes\n%q, want\n%q", in, got, want)
+		}
+		if again := Text(want); again != want {
+			t.Errorf("what was cut is cut again: %q", again)
+		}
+	}
+}
+
+// TestNameOf keeps secrets, and whatever has no bound, out of the entries that
+// come by themselves.
+func TestNameOf(t *testing.T) {
+	t.Parallel()
+	want := &WorkerFields{
+		Name: "nora", Type: "template", Version: "1.2.3", Serial: "DMN-TP-1-deadbeef-00001",
+		Model: "DMN-TP-1", Ledger: "A1-000001", Class: "A1",
+	}
+	if d := cmp.Diff(want, NameOf(someWorker())); d != "" {
+		t.Error(d)
+	}
+}
+
+// TestDecodeLongTexts reads what was written before texts had a bound.
+func TestDecodeLongTexts(t *testing.T) {
+	t.Parallel()
+	reason := strings.Repeat("x", 2*MaxText)
+	e, err := Decode([]byte(`{"v":1,"at":"2026-11-22T17:30:00.12Z","kind":"host_started","reason":"` + reason + `"}`))
+	if err != nil || e.Reason != reason {
+		t.Errorf("%v, %d bytes", err, len(e.Reason))
+	}
 }
 
 func TestFind(t *testing.T) {

@@ -29,8 +29,8 @@ type WorkerFields struct {
 	CreatedAt      time.Time          `json:"created_at,omitzero"`
 }
 
-// FieldsOf are the fields of w that its entries carry. The glyph is left out:
-// it is drawn from the public key.
+// FieldsOf are all the fields of w, for the entry of its forging. The glyph is
+// left out: it is drawn from the public key.
 func FieldsOf(w worker.Worker) *WorkerFields {
 	return &WorkerFields{
 		Name: w.Name, Type: w.Type, Version: w.TypeVersion,
