@@ -1,0 +1,56 @@
+package host
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/dals-host/dals-host/host/worker"
+)
+
+// TestDecideLauncher runs as root with containerd installed, as make test sees
+// to.
+func TestDecideLauncher(t *testing.T) {
+	t.Parallel()
+	contained := []worker.Worker{{Name: "nora", Launcher: launcherContainerd}}
+	plain := []worker.Worker{{Name: "leo", Launcher: launcherProcess}}
+	tests := []struct {
+		asked  string
+		living []worker.Worker
+		want   string
+		says   string
+	}{
+		{"process", nil, launcherProcess, "as asked for"},
+		{"containerd", nil, launcherContainerd, "as asked for"},
+		{"auto", nil, launcherContainerd, "containerd is installed"},
+		{"", nil, launcherContainerd, "containerd is installed"},
+		{"auto", plain, launcherProcess, "the workers that live"},
+		{"auto", contained, launcherContainerd, "the workers that live"},
+	}
+	for _, test := range tests {
+		name, reason, err := decideLauncher(t.Context(), test.asked, test.living)
+		if err != nil || name != test.want || !strings.Contains(reason, test.says) {
+			t.Errorf("%q with %v: %s (%s), %v", test.asked, test.living, name, reason, err)
+		}
+	}
+	if _, _, err := decideLauncher(t.Context(), "docker", nil); !errors.Is(err, worker.ErrInvalid) || worker.HintOf(err) == "" {
+		t.Errorf("docker: %v", err)
+	}
+}
+
+func TestPickLauncherRefuses(t *testing.T) {
+	t.Parallel()
+	c := Config{DataDir: t.TempDir(), Launcher: "process", Logger: hclog.NewNullLogger()}
+	living := []worker.Worker{{Name: "nora", Launcher: launcherContainerd}}
+	// A worker never restarts under another launcher.
+	_, _, err := pickLauncher(t.Context(), c, "0123456789abcdef", living)
+	if !errors.Is(err, worker.ErrConflict) || !strings.Contains(worker.HintOf(err), "--launcher containerd") {
+		t.Errorf("another launcher: %v (%s)", err, worker.HintOf(err))
+	}
+	c.Containerd = "/run/containerd/containerd.sock"
+	if _, _, err := pickLauncher(t.Context(), c, "0123456789abcdef", nil); !errors.Is(err, worker.ErrInvalid) {
+		t.Errorf("external containerd: %v", err)
+	}
+}
