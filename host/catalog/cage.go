@@ -1,13 +1,16 @@
 package catalog
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -26,6 +29,9 @@ var limits = []struct {
 	{unix.RLIMIT_NOFILE, 256, false},
 	{unix.RLIMIT_NPROC, 256, true},
 }
+
+// sweepTime is how long to go on killing processes that go on forking.
+const sweepTime = time.Second
 
 // namespaces keep a plugin from the network and from other processes; and when
 // the first process of a PID namespace ends, the kernel ends all others before
@@ -59,10 +65,12 @@ func (p *process) live(started chan<- error) {
 		started <- fmt.Errorf("set no_new_privs: %w", err)
 		return
 	}
-	cmd, stdout, stderr, err := p.launch(true)
+	caged := true
+	cmd, stdout, stderr, err := p.launch(caged)
 	if isDenied(err) {
+		caged = false
 		p.log.Warn("plugin is probed without namespaces: this machine does not allow them", "error", err)
-		cmd, stdout, stderr, err = p.launch(false)
+		cmd, stdout, stderr, err = p.launch(caged)
 	}
 	if err != nil {
 		started <- err
@@ -78,8 +86,48 @@ func (p *process) live(started chan<- error) {
 	_ = unix.Kill(-p.pid, unix.SIGKILL)
 	_ = cmd.Wait() // its state says more than the error
 	p.state = cmd.ProcessState
+	if !caged && os.Geteuid() == 0 {
+		p.sweep()
+	}
 	close(p.exited)
 	pumps()
+}
+
+// sweep ends what has left the plugin's group: its uid is nobody else's.
+func (p *process) sweep() {
+	deadline := time.After(sweepTime)
+	for killAll(p.uid) > 0 {
+		select {
+		case <-deadline:
+			p.log.Error("probe left processes behind", "uid", p.uid)
+			return
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+// killAll kills the processes of a uid and counts them.
+func killAll(uid int) (alive int) {
+	processes, _ := filepath.Glob("/proc/[0-9]*") // the pattern is good
+	for _, dir := range processes {
+		pid, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			continue // it has ended
+		}
+		// The folder is this very process for as long as it is open, whoever may
+		// get its number.
+		status, err := os.ReadFile(fmt.Sprintf("/proc/self/fd/%d/status", pid))
+		if err == nil && isOf(uid, status) && unix.PidfdSendSignal(pid, unix.SIGKILL, nil, 0) == nil {
+			alive++
+		}
+		unix.Close(pid)
+	}
+	return alive
+}
+
+// isOf reads a status file of proc(5): a process that is no zombie, of a uid.
+func isOf(uid int, status []byte) bool {
+	return bytes.Contains(status, fmt.Appendf(nil, "\nUid:\t%d\t", uid)) && !bytes.Contains(status, []byte("\nState:\tZ"))
 }
 
 // isDenied says that the cage is what failed.

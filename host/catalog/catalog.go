@@ -129,7 +129,8 @@ func (c *Catalog) Run(ctx context.Context) error {
 		case <-k.watch.events():
 			k.hurried = true
 			continue
-		case <-k.watch.errors(): // most likely an overflow
+		case err := <-k.watch.overflows():
+			k.log.Debug("watch lost events", "error", err)
 			k.hurried = true
 			continue
 		case finish := <-k.finished:

@@ -317,8 +317,8 @@ func TestDeletedMidway(t *testing.T) {
 		t.Errorf("the catalog took %v to end", took)
 	}
 	r.leftNothing()
-	if len(r.registry.verdicts) != 0 {
-		t.Errorf("the end of the host became a verdict: %+v", r.registry.verdicts)
+	if verdicts := r.registry.(*memory).verdicts; len(verdicts) != 0 {
+		t.Errorf("the end of the host became a verdict: %+v", verdicts)
 	}
 }
 
@@ -348,7 +348,8 @@ func TestRegistryInTrouble(t *testing.T) {
 	t.Parallel()
 	r := startRig(t)
 	count, executions := counter(t)
-	r.registry.breakWith(worker.ErrUnavailable)
+	kept := r.registry.(*memory)
+	kept.breakWith(worker.ErrUnavailable)
 	path := r.drop("dals-worker-goat", plug(t, script{Count: count}))
 	eventually(t, 5*time.Second, func() error {
 		if p := r.plugin(path); p.State != Verified || !strings.Contains(p.Reason, "host has trouble: record verdict: unavailable") {
@@ -359,7 +360,7 @@ func TestRegistryInTrouble(t *testing.T) {
 	if _, err := r.catalog.Lookup("goat", ""); !errors.Is(err, worker.ErrNotFound) {
 		t.Errorf("not on record, it can be forged: %v", err)
 	}
-	r.registry.breakWith(nil)
+	kept.breakWith(nil)
 	if p := r.await(path, Registered); p.Reason != "" || executions() != 1 {
 		t.Errorf("healed: %+v, executed %d times", p, executions())
 	}

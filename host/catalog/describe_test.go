@@ -3,6 +3,7 @@ package catalog
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -82,7 +83,8 @@ func TestDescriptorIsRefused(t *testing.T) {
 		for i, c := range changes {
 			d := describing("goat", "1.0.0", "GT")
 			c(d)
-			if _, err := checkDescriptor(d); err == nil || !strings.Contains(err.Error(), reason) || err.(*Fault).Fix == "" {
+			_, err := checkDescriptor(d)
+			if fault, ok := errors.AsType[*Fault](err); !ok || !strings.Contains(fault.Reason, reason) || fault.Fix == "" {
 				t.Errorf("%s %d: %v", reason, i, err)
 			}
 		}
@@ -166,7 +168,11 @@ func FuzzCheckDescriptor(f *testing.F) {
 		}
 		d, err := checkDescriptor(said)
 		if err != nil {
-			checkShown(t, err.(*Fault).Reason, err.(*Fault).Fix)
+			fault, ok := errors.AsType[*Fault](err)
+			if !ok {
+				t.Fatalf("no fault: %v", err)
+			}
+			checkShown(t, fault.Reason, fault.Fix)
 			return
 		}
 		checkShown(t, d.Name, d.Version, d.Family, d.Summary)

@@ -16,8 +16,8 @@ import (
 
 const (
 	useSDK   = "build it with the DALS SDK: main calls sdk.Serve"
-	runIt    = "run it as the host does: it must print nothing before sdk.Serve, and go on running"
-	mendInit = "mend what it does before it describes itself"
+	runIt    = "run it as the host does: it must print nothing before sdk.Serve, and go on running; touch the file to have it tried again"
+	mendInit = "mend what it does before it describes itself; touch the file to have it tried again"
 )
 
 // diagnose says what an error of a probe means, once its process has ended: the

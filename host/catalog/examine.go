@@ -166,8 +166,7 @@ func (k *keeper) ask(ctx context.Context, digest string) (*workerv1.TypeDescript
 // probed keeps a verdict; trouble of the host's is none.
 func (k *keeper) probed(digest string, descriptor *workerv1.TypeDescriptor, err error) {
 	v := Verdict{Digest: digest, Descriptor: descriptor, At: time.Now()}
-	var fault *Fault
-	if errors.As(err, &fault) {
+	if fault, ok := errors.AsType[*Fault](err); ok {
 		v.Reason, v.Fix = fault.Reason, fault.Fix
 	} else if err != nil {
 		for _, f := range k.files {
@@ -184,8 +183,7 @@ func (k *keeper) probed(digest string, descriptor *workerv1.TypeDescriptor, err 
 func (k *keeper) register(ctx context.Context, f *file, d *workerv1.TypeDescriptor) {
 	f.Type, f.Version = d.Name, d.Version
 	claim, err := k.book.check(f.Digest, d)
-	var fault *Fault
-	if errors.As(err, &fault) {
+	if fault, ok := errors.AsType[*Fault](err); ok {
 		k.move(f, Quarantined, fault.Reason, fault.Fix)
 		return
 	}

@@ -24,10 +24,10 @@ type keeper struct {
 	watch     *watch
 	sightings *sightings
 	book      *book
-	verdicts  map[string]*verdict // by digest
-	files     map[string]*file    // by path
-	leaving   map[release]Plugin  // lost their file
-	gone      []Plugin            // the latest only
+	verdicts  map[string]*verdict    // by digest
+	files     map[string]*file       // by path
+	leaving   map[typeVersion]Plugin // lost their file
+	gone      []Plugin               // the latest only
 
 	jobs     sync.WaitGroup
 	finished chan func()
@@ -76,7 +76,7 @@ func newKeeper(ctx context.Context, c *Catalog) (*keeper, error) {
 		book:      newBook(claims),
 		verdicts:  map[string]*verdict{},
 		files:     map[string]*file{},
-		leaving:   map[release]Plugin{},
+		leaving:   map[typeVersion]Plugin{},
 		finished:  make(chan func(), maxJobs), // so that no job waits for a Run that has ended
 		probing:   map[string]bool{},
 
@@ -153,14 +153,14 @@ func (k *keeper) release(f *file) {
 	if f.claim == nil {
 		return
 	}
-	k.leaving[release{f.claim.Type, f.claim.Version}] = f.Plugin
+	k.leaving[typeVersion{f.claim.Type, f.claim.Version}] = f.Plugin
 	f.claim = nil
 }
 
 // adoptWorkers finds types of an earlier host that have workers but no file.
 func (k *keeper) adoptWorkers() {
 	standing := k.standing()
-	for r, c := range k.book.releases {
+	for r, c := range k.book.versions {
 		if standing[r] == nil && k.cfg.InUse(r.typeName, r.version) {
 			k.leaving[r] = Plugin{Digest: c.Digest, Type: c.Type, Version: c.Version}
 		}
@@ -194,11 +194,11 @@ func (k *keeper) retire() {
 
 // standing is which file stands for each registered version; of several the one
 // that came first.
-func (k *keeper) standing() map[release]*file {
-	standing := map[release]*file{}
+func (k *keeper) standing() map[typeVersion]*file {
+	standing := map[typeVersion]*file{}
 	for _, f := range k.inTurn() {
-		if f.claim != nil && standing[release{f.Type, f.Version}] == nil {
-			standing[release{f.Type, f.Version}] = f
+		if f.claim != nil && standing[typeVersion{f.Type, f.Version}] == nil {
+			standing[typeVersion{f.Type, f.Version}] = f
 		}
 	}
 	return standing
@@ -239,7 +239,7 @@ func (k *keeper) tell(p Plugin) {
 	case Quarantined:
 		level = hclog.Warn
 	}
-	k.log.Log(level, "plugin "+string(p.State), "path", p.Path, "digest", p.Digest, "type", p.Type, "version", p.Version, "reason", p.Reason)
+	k.log.Log(level, "plugin changed state", "state", string(p.State), "path", p.Path, "digest", p.Digest, "type", p.Type, "version", p.Version, "reason", p.Reason)
 	if k.cfg.OnEvent != nil {
 		k.cfg.OnEvent(Event{At: time.Now(), Plugin: p})
 	}

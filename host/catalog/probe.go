@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -60,8 +61,10 @@ type ProberConfig struct {
 // files, processes and time, in a session of its own and for at most five
 // seconds; when the host is root also as an unprivileged uid in PID, network and
 // IPC namespaces of its own, so that it reaches nobody and nothing of it can
-// outlive its probe. Where the machine does not allow namespaces, or the host is
-// not root, a process that leaves its session may outlive it.
+// outlive its probe. Where the machine does not allow namespaces, whatever is
+// left of that uid is killed; where the host is not root, a process that leaves
+// its session may outlive its probe. A plugin can still read what everybody may
+// read, and write where everybody may write.
 //
 // It speaks go-plugin's handshake and gRPC on a unix socket in a folder that only
 // the plugin and the host can enter. That replaces AutoMTLS, whose throw-away
@@ -96,9 +99,11 @@ func NewProber(cfg ProberConfig) (*ProcessProber, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make folder for probes: %w", err)
 	}
-	left, err := filepath.Glob(filepath.Join(cfg.Dir, socketDirs+"*"))
-	for _, dir := range left {
-		err = errors.Join(err, os.RemoveAll(dir))
+	left, err := os.ReadDir(cfg.Dir)
+	for _, e := range left {
+		if strings.HasPrefix(e.Name(), socketDirs) {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(cfg.Dir, e.Name())))
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("sweep folder for probes: %w", err)

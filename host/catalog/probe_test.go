@@ -1,18 +1,23 @@
 package catalog
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"golang.org/x/sys/unix"
 )
 
 // stored puts content into a store and opens it.
@@ -54,7 +59,7 @@ func TestConfinement(t *testing.T) {
 		t.Errorf("it sees a network: %s", d.Summary)
 	}
 	allowed := "$DALS_PLUGIN $PLUGIN_MIN_PORT $PLUGIN_MAX_PORT $PLUGIN_PROTOCOL_VERSIONS $PLUGIN_UNIX_SOCKET_DIR"
-	for _, word := range strings.Fields(d.Summary) {
+	for word := range strings.FieldsSeq(d.Summary) {
 		if strings.HasPrefix(word, "$") && !strings.Contains(allowed, word) {
 			t.Errorf("it has %s in its environment", word)
 		}
@@ -101,7 +106,7 @@ func TestWrittenAndExecutedWhileOthersFork(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())
 	var storm sync.WaitGroup
-	for range 4 {
+	for range 3 {
 		storm.Go(func() {
 			for ctx.Err() == nil {
 				if err := exec.Command("/bin/true").Run(); err != nil {
@@ -116,7 +121,7 @@ func TestWrittenAndExecutedWhileOthersFork(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	for i := range 200 {
+	for i := range 60 {
 		f := stored(t, dir, append(content, strconv.Itoa(i)...))
 		if err := exec.Command(fmt.Sprintf("/proc/self/fd/%d", f.Fd())).Run(); err != nil {
 			t.Fatalf("execution %d: %v", i, err)
@@ -131,10 +136,6 @@ func TestWrittenAndExecutedWhileOthersFork(t *testing.T) {
 func TestHostKilledWhileProbing(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	stored(t, r.data, plug(t, script{Do: "fork"})) // its child makes it worse
-	if os.Getenv(roleEnv) != "" {
-		return
-	}
 	host := exec.Command("/proc/self/exe", "-test.run=^TestRoleProbe$")
 	host.Env = append(os.Environ(), roleEnv+"=probe", "CATALOG_TEST_DATA="+r.data, "CATALOG_TEST_UID="+strconv.Itoa(r.uid))
 	host.Stderr = os.Stderr
@@ -179,6 +180,54 @@ func TestRoleProbe(t *testing.T) {
 	p.patience = time.Minute
 	_, err = p.Probe(t.Context(), os.NewFile(3, "plugin"))
 	t.Fatalf("the probe ended: %v", err)
+}
+
+// Without the right to make namespaces, a probe still leaves nothing behind.
+func TestHostMayNotMakeNamespaces(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	host := exec.Command("/proc/self/exe", "-test.run=^TestRoleBare$", "-test.v")
+	host.Env = append(os.Environ(), roleEnv+"=bare", "CATALOG_TEST_DATA="+r.data, "CATALOG_TEST_UID="+strconv.Itoa(r.uid))
+	host.ExtraFiles = []*os.File{stored(t, r.data, plug(t, script{Do: "fork"}))}
+	out, err := host.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "--- PASS: TestRoleBare") {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	r.leftNothing()
+}
+
+// TestRoleBare is the host that may not: it gives up the capability and executes
+// itself once more.
+func TestRoleBare(t *testing.T) {
+	switch os.Getenv(roleEnv) {
+	case "bare":
+		runtime.LockOSThread()
+		if err := unix.Prctl(unix.PR_CAPBSET_DROP, unix.CAP_SYS_ADMIN, 0, 0, 0); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := unix.FcntlInt(3, unix.F_SETFD, 0); err != nil { // keep it
+			t.Fatal(err)
+		}
+		t.Setenv(roleEnv, "barer")
+		t.Fatal(syscall.Exec("/proc/self/exe", os.Args, os.Environ()))
+	case "barer":
+		uid, err := strconv.Atoi(os.Getenv("CATALOG_TEST_UID"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var log bytes.Buffer
+		p, err := NewProber(ProberConfig{
+			Dir: filepath.Join(os.Getenv("CATALOG_TEST_DATA"), "probe"), UID: uid,
+			Logger: hclog.New(&hclog.LoggerOptions{Output: &log}),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, err := p.Probe(t.Context(), os.NewFile(3, "plugin"))
+		if err != nil || d.Name != "goat" || !strings.Contains(log.String(), "probed without namespaces") || strings.Contains(log.String(), "left") {
+			t.Fatalf("%v, %v, log %q", d, err, log.String())
+		}
+	}
 }
 
 // A host that is not root registers the same plugins, as itself.

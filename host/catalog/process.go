@@ -205,12 +205,12 @@ func (p *process) Diagnose(context.Context) string { return "" }
 
 // obituary says how the process ended by itself; nothing if the host ended it.
 func (p *process) obituary() string {
-	if !p.byItself {
+	if !p.byItself || p.state == nil {
 		return ""
 	}
 	status, _ := p.state.Sys().(syscall.WaitStatus)
 	if status.Signaled() {
-		return fmt.Sprintf("was ended by a signal (%v)", status.Signal())
+		return fmt.Sprintf("was ended by a signal from outside (%v)", status.Signal())
 	}
 	return fmt.Sprintf("exited with code %d", status.ExitStatus())
 }

@@ -121,7 +121,7 @@ func (s *store) receive(ctx context.Context, r io.Reader) (name, digest string, 
 
 func fill(ctx context.Context, f *os.File, r io.Reader) (string, error) {
 	hash := sha256.New()
-	n, err := io.Copy(io.MultiWriter(f, hash), io.LimitReader(&cancellable{ctx, r}, maxBinary+1))
+	n, err := io.Copy(io.MultiWriter(f, hash), io.LimitReader(until(ctx, r), maxBinary+1))
 	if err != nil {
 		return "", err
 	}
@@ -168,15 +168,16 @@ func syncFolder(dir string) error {
 	return nil
 }
 
-// cancellable is a reader that stops when its context ends.
-type cancellable struct {
-	ctx context.Context
-	r   io.Reader
+// until is a reader that stops when ctx ends.
+func until(ctx context.Context, r io.Reader) io.Reader {
+	return readFunc(func(p []byte) (int, error) {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		return r.Read(p)
+	})
 }
 
-func (c *cancellable) Read(p []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return c.r.Read(p)
-}
+type readFunc func([]byte) (int, error)
+
+func (f readFunc) Read(p []byte) (int, error) { return f(p) }

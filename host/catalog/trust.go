@@ -10,18 +10,18 @@ import (
 	workerv1 "github.com/dals-host/dals-host/sdk/proto/worker/v1"
 )
 
-// release names one version of a type.
-type release struct{ typeName, version string }
+// typeVersion names one version of a type.
+type typeVersion struct{ typeName, version string }
 
 // book is who came first: trust on first use.
 type book struct {
-	releases map[release]Claim
+	versions map[typeVersion]Claim
 	first    map[string]Claim // by type
 	families map[string]string
 }
 
 func newBook(claims []Claim) *book {
-	b := &book{releases: map[release]Claim{}, first: map[string]Claim{}, families: map[string]string{}}
+	b := &book{versions: map[typeVersion]Claim{}, first: map[string]Claim{}, families: map[string]string{}}
 	for _, c := range slices.SortedStableFunc(slices.Values(claims), func(a, b Claim) int { return cmp.Compare(a.At.UnixNano(), b.At.UnixNano()) }) {
 		b.add(c)
 	}
@@ -29,7 +29,7 @@ func newBook(claims []Claim) *book {
 }
 
 func (b *book) add(c Claim) {
-	b.releases[release{c.Type, c.Version}] = c
+	b.versions[typeVersion{c.Type, c.Version}] = c
 	if _, ok := b.first[c.Type]; !ok {
 		b.first[c.Type] = c
 		b.families[c.Family] = c.Type
@@ -39,7 +39,7 @@ func (b *book) add(c Claim) {
 // check says whether a binary may stand for what its descriptor says. known is
 // the claim that it stands on; with neither a claim nor an error it may make one.
 func (b *book) check(digest string, d *workerv1.TypeDescriptor) (known *Claim, err error) {
-	if c, ok := b.releases[release{d.Name, d.Version}]; ok {
+	if c, ok := b.versions[typeVersion{d.Name, d.Version}]; ok {
 		if c.Digest != digest {
 			return nil, &Fault{
 				Reason: fmt.Sprintf("says it is %s %s, but other bytes were that version before (sha256 %.12s…)", d.Name, d.Version, c.Digest),
@@ -68,7 +68,7 @@ func (b *book) check(digest string, d *workerv1.TypeDescriptor) (known *Claim, e
 func (b *book) markDefaults(entries []Entry) {
 	best := map[string]int{}
 	for i, e := range entries {
-		if e.Draining || b.releases[release{e.Type, e.Version}].OwnerUID != b.first[e.Type].OwnerUID {
+		if e.Draining || b.versions[typeVersion{e.Type, e.Version}].OwnerUID != b.first[e.Type].OwnerUID {
 			continue
 		}
 		if j, ok := best[e.Type]; !ok || semver.Compare("v"+entries[j].Version, "v"+e.Version) < 0 {

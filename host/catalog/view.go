@@ -29,7 +29,7 @@ func (k *keeper) publish() {
 	}
 }
 
-func (k *keeper) entry(r release, digest string, draining bool) Entry {
+func (k *keeper) entry(r typeVersion, digest string, draining bool) Entry {
 	d := k.verdicts[digest].Descriptor
 	return Entry{
 		Type: r.typeName, Version: r.version, Digest: digest,
@@ -46,7 +46,7 @@ func (k *keeper) plugins() []Plugin {
 	for _, p := range k.leaving {
 		list = append(list, p)
 	}
-	for _, p := range k.gone {
+	for _, p := range slices.Backward(k.gone) {
 		if k.files[p.Path] == nil && !slices.ContainsFunc(list, func(q Plugin) bool { return q.Path == p.Path }) {
 			list = append(list, p)
 		}

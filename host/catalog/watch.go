@@ -60,7 +60,8 @@ func (w *watch) events() <-chan fsnotify.Event {
 	return w.fs.Events
 }
 
-func (w *watch) errors() <-chan error {
+// overflows tells of errors of the watch, which are lost events most of all.
+func (w *watch) overflows() <-chan error {
 	if w.fs == nil {
 		return nil
 	}

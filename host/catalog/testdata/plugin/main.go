@@ -141,7 +141,7 @@ type describer struct {
 	script *script
 }
 
-func (d *describer) Describe(ctx context.Context, _ *workerv1.DescribeRequest) (*workerv1.DescribeResponse, error) {
+func (d *describer) Describe(context.Context, *workerv1.DescribeRequest) (*workerv1.DescribeResponse, error) {
 	t := &d.script.Type
 	switch d.script.Do {
 	case "panic describing":
