@@ -23,31 +23,23 @@ import (
 
 const roleEnv = "CATALOG_TEST_ROLE"
 
-// plain is the test plugin without a script.
-var plain []byte
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func TestMain(m *testing.M) {
+// plain is the test plugin without a script, built when it is first asked for.
+var plain = sync.OnceValues(func() ([]byte, error) {
 	dir, err := os.MkdirTemp("", "catalog-test-")
 	if err != nil {
-		panic(err)
+		return nil, err
 	}
-	if os.Getenv(roleEnv) == "" {
-		path := filepath.Join(dir, "plugin")
-		build := exec.Command("go", "build", "-ldflags=-s -w", "-o", path, "./testdata/plugin")
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := build.CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "build test plugin: %v\n%s", err, out)
-			os.Exit(1)
-		}
-		if plain, err = os.ReadFile(path); err != nil {
-			panic(err)
-		}
+	defer os.RemoveAll(dir)
+	path := filepath.Join(dir, "plugin")
+	build := exec.Command("go", "build", "-ldflags=-s -w", "-o", path, "./testdata/plugin")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("build test plugin: %w\n%s", err, out)
 	}
-	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
-		os.RemoveAll(dir)
-		os.Exit(code)
-	}))
-}
+	return os.ReadFile(path)
+})
 
 // script is what the test plugin is told: see testdata/plugin.
 type script struct {
@@ -80,7 +72,11 @@ func plug(t *testing.T, s script) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return slices.Concat(plain, []byte("\n"), text)
+	base, err := plain()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.Concat(base, []byte("\n"), text)
 }
 
 func good(t *testing.T, name, version, family string) []byte {
