@@ -44,7 +44,7 @@ func checkDescriptor(said *workerv1.TypeDescriptor) (d *workerv1.TypeDescriptor,
 	}
 	d = &workerv1.TypeDescriptor{
 		Name: said.Name, Version: said.Version, Family: said.Family,
-		Summary: oneLine(said.Summary, maxSummary), ConfigSchema: said.ConfigSchema,
+		Summary: oneLine(said.Summary, maxSummary), ConfigSchema: orAnything(said.ConfigSchema),
 	}
 	if err := checkNames(d); err != nil {
 		return nil, err
@@ -101,7 +101,7 @@ func checkTasks(typeName string, said []*workerv1.TaskKind) ([]*workerv1.TaskKin
 			return nil, err
 		}
 		tasks = append(tasks, &workerv1.TaskKind{
-			Kind: t.Kind, Summary: oneLine(t.Summary, maxSummary), InputSchema: t.InputSchema, OutputSchema: t.OutputSchema,
+			Kind: t.Kind, Summary: oneLine(t.Summary, maxSummary), InputSchema: orAnything(t.InputSchema), OutputSchema: orAnything(t.OutputSchema),
 		})
 	}
 	return tasks, nil
