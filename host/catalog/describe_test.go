@@ -34,6 +34,23 @@ func TestDescriptorIsKept(t *testing.T) {
 	}
 }
 
+// TestNoSchemaFitsAnything: what a plugin leaves out, nobody has to know of.
+func TestNoSchemaFitsAnything(t *testing.T) {
+	t.Parallel()
+	said := &workerv1.TypeDescriptor{
+		Name: "goat", Version: "1.0.0", Family: "GT", Tasks: []*workerv1.TaskKind{{Kind: "goat.eat"}},
+	}
+	d, err := checkDescriptor(said)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, schema := range [][]byte{d.ConfigSchema, d.Tasks[0].InputSchema, d.Tasks[0].OutputSchema} {
+		if string(schema) != "{}" {
+			t.Errorf("schema %q", schema)
+		}
+	}
+}
+
 func TestDescriptorIsRefused(t *testing.T) {
 	t.Parallel()
 	type change = func(*workerv1.TypeDescriptor)
