@@ -1,6 +1,7 @@
 package ports
 
 import (
+	"errors"
 	"net"
 	"net/http"
 	"strconv"
@@ -28,6 +29,7 @@ type Listener struct {
 	server *http.Server
 	view   atomic.Pointer[func() Health]
 	served chan struct{}
+	conns  sync.WaitGroup // connections whose goroutine has not ended
 	close  func() error
 }
 
@@ -40,6 +42,7 @@ func serve(on net.Listener, port int, logger hclog.Logger) *Listener {
 		WriteTimeout:      requestTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
+		ConnState:         l.count,
 		ErrorLog:          logger.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),
 	}
 	l.close = sync.OnceValue(l.shut)
@@ -58,13 +61,29 @@ func (l *Listener) Port() int { return l.port }
 // neither live nor ready.
 func (l *Listener) View(view func() Health) { l.view.Store(&view) }
 
-// Close frees the port and ends what is being served. It may be called again.
+// Close frees the port and ends what is being served: it returns once nothing
+// of it runs any more, which is at once but for the half second that the server
+// gives a client to read a refusal that came before its request was all sent. It
+// may be called again.
 func (l *Listener) Close() error { return l.close() }
 
 func (l *Listener) shut() error {
 	err := l.server.Close()
 	<-l.served
+	// A connection that was being accepted meanwhile is closed by the second.
+	err = errors.Join(err, l.server.Close())
+	l.conns.Wait()
 	return err
+}
+
+// count follows the connections: the server's own Close does not wait for them.
+func (l *Listener) count(_ net.Conn, now http.ConnState) {
+	switch now {
+	case http.StateNew: // before Serve can return, so never after Wait has begun
+		l.conns.Add(1)
+	case http.StateClosed, http.StateHijacked:
+		l.conns.Done()
+	}
 }
 
 // handler refuses what is not a plain read under the port's own names: a page

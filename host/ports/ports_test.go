@@ -2,6 +2,7 @@ package ports
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -328,6 +330,32 @@ func TestRawRequests(t *testing.T) {
 			t.Errorf("%s: %q, %v", name, line, err)
 		}
 		conn.Close()
+	}
+}
+
+// TestCloseAfterRefusals: the server lets the goroutine of a connection whose
+// header was too long linger; Close waits for it. Not in parallel: it looks
+// at all goroutines.
+func TestCloseAfterRefusals(t *testing.T) {
+	l := bind(t, pool(t, 1))
+	conn, err := net.Dial("tcp", own(l))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nX: "+strings.Repeat("x", 20<<10)); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(conn).ReadString('\n'); !strings.HasPrefix(line, "HTTP/1.1 431 ") {
+		t.Fatalf("%q, %v", line, err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	all := make([]byte, 1<<20)
+	all = all[:runtime.Stack(all, true)]
+	if bytes.Contains(all, []byte("closeWriteAndWait")) {
+		t.Errorf("a connection's goroutine outlived Close:\n%s", all)
 	}
 }
 
