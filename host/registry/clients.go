@@ -44,6 +44,16 @@ func (tx *Tx) RevokeClient(name string, at time.Time) (c Client, err error) {
 }
 
 // Client is the client with that id, revoked or not, or worker.ErrNotFound.
+func (tx *Tx) Client(id string) (c Client, err error) {
+	err = tx.do("read client "+id, func() error {
+		row, err := tx.q.Client(tx.ctx, id)
+		c = clientOf(row)
+		return err
+	})
+	return c, err
+}
+
+// Client is the client with that id, revoked or not, or worker.ErrNotFound.
 func (r *Registry) Client(ctx context.Context, id string) (Client, error) {
 	row, err := r.read.Client(ctx, id)
 	if err != nil {
