@@ -330,6 +330,7 @@ func TestFaults(t *testing.T) {
 		{worker.Refuse("payload_too_large", "no"), codes.InvalidArgument, "payload_too_large"},
 		{worker.Refuse("malformed", "no"), codes.InvalidArgument, "malformed"},
 		{worker.Refuse("rate_limited", "no"), codes.ResourceExhausted, "rate_limited"},
+		{worker.Refuse("overloaded", "no"), codes.ResourceExhausted, "overloaded"},
 		{worker.Refuse("worker_unavailable", "no"), codes.Unavailable, "worker_unavailable"},
 	} {
 		b.status = func() (control.Status, error) {

@@ -35,8 +35,9 @@ var families = []struct {
 	{context.Canceled, codes.Canceled, "canceled"},
 }
 
-// refusals are the codes of the gate, in the order of its checks, and what a
-// sender can do about each. A code that is not here is a PermissionDenied.
+// refusals are the codes of the gate and the broker, in the order of their
+// checks, and what a sender can do about each. A code that is not here is a
+// PermissionDenied.
 var refusals = map[string]struct {
 	code codes.Code
 	hint string
@@ -56,6 +57,7 @@ var refusals = map[string]struct {
 	"kind_unknown":       {codes.PermissionDenied, "run dals-host types to see what workers can do"},
 	"payload_not_json":   {codes.InvalidArgument, "a payload is one JSON value, as in {\"message\": \"hello\"}"},
 	"schema_mismatch":    {codes.InvalidArgument, "run dals-host types --json to see the input_schema"},
+	"overloaded":         {codes.ResourceExhausted, "send again when the worker has answered some of what it has"},
 	"worker_unavailable": {codes.Unavailable, "run dals-host worker to see its state, and send again"},
 }
 
