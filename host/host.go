@@ -160,6 +160,7 @@ func (h *Host) recover(ctx context.Context) error {
 	for _, w := range workers {
 		h.adopt(ctx, w)
 	}
+	h.broker.Start()
 	return nil
 }
 

@@ -9,7 +9,12 @@
 // sender hears of it. An envelope that was admitted gets exactly one closing
 // entry: the worker's signed result, or the host's word that there was none in
 // time. That holds across a crash of the host, because what is outstanding
-// stands in the registry.
+// stands in the registry, and across a full disk, because a closing entry is
+// tried again until it is recorded.
+//
+// A worker is a stranger's code. What one can make the host hold, log or write
+// is bounded for each; one that does not read, answers nonsense or reconnects
+// without end harms itself.
 //
 // The broker does not decide who may send (package gate does) nor whether a
 // silent worker is dead (package supervise does).
@@ -19,17 +24,14 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 
-	"github.com/dals-host/dals-host/host/record"
 	"github.com/dals-host/dals-host/host/registry"
 	"github.com/dals-host/dals-host/host/worker"
-	"github.com/dals-host/dals-host/sdk/envelope"
 	workerv1 "github.com/dals-host/dals-host/sdk/proto/worker/v1"
 )
 
@@ -37,6 +39,7 @@ import (
 type Gate interface {
 	Admit(ctx context.Context, peer string, env *workerv1.Envelope) (Admitted, error)
 	// Refused records that an admitted envelope could not be routed after all.
+	// It returns err.
 	Refused(ctx context.Context, peer string, a Admitted, err error) error
 }
 
@@ -67,17 +70,16 @@ type Config struct {
 type Broker struct {
 	Config
 
-	ctx    context.Context // of all sessions; ends with Close
+	ctx    context.Context // of all sessions; ends with Close, under mu
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
+
+	helloTimeout time.Duration // the constant; tests have less time
 
 	mu       sync.Mutex
 	sessions map[worker.Serial]*session
 	waiting  map[attempt]*delivery
 }
-
-// workerUnavailable is the code for a worker that cannot be reached now.
-const workerUnavailable = "worker_unavailable"
 
 // DefaultTimeout bounds a task whose sender names no time; MaxTimeout is the
 // most that a sender may name.
@@ -86,18 +88,20 @@ const (
 	MaxTimeout     = 5 * time.Minute
 )
 
-// New makes a broker and takes over what the registry says is outstanding:
-// results that workers made while no host lived are waited for.
+// New makes a broker that knows what the registry says is outstanding: results
+// that workers made while no host lived are accepted. Start lets the time of
+// that run.
 func New(ctx context.Context, c Config) (*Broker, error) {
-	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	b := &Broker{Config: c, ctx: run, cancel: cancel, sessions: map[worker.Serial]*session{}, waiting: map[attempt]*delivery{}}
 	outstanding, err := c.Registry.Deliveries(ctx, "")
 	if err != nil {
-		cancel()
 		return nil, fmt.Errorf("read outstanding deliveries: %w", err)
 	}
-	for _, d := range outstanding {
-		b.oversee(newDelivery(d, max(time.Until(d.Deadline), readoptionGrace)))
+	b := &Broker{Config: c, helloTimeout: helloTimeout, sessions: map[worker.Serial]*session{}, waiting: map[attempt]*delivery{}}
+	b.ctx, b.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	for _, row := range outstanding {
+		d := newDelivery()
+		d.Delivery = row
+		b.waiting[d.attempt()] = d
 	}
 	return b, nil
 }
@@ -106,9 +110,20 @@ func New(ctx context.Context, c Config) (*Broker, error) {
 // whose deadline passed while no host lived: long enough to reach its worker.
 const readoptionGrace = 15 * time.Second
 
-// Close ends every session. Workers go on.
+// Start sees to it that what an earlier host left outstanding is closed when
+// its time is over. It is called once the workers that live are attached.
+func (b *Broker) Start() {
+	for _, d := range b.outstanding(func(*delivery) bool { return true }) {
+		b.oversee(d, min(max(time.Until(d.Deadline), readoptionGrace), MaxTimeout))
+	}
+}
+
+// Close ends every session. Workers go on, and what they owe stays outstanding
+// for the next host.
 func (b *Broker) Close() {
+	b.mu.Lock()
 	b.cancel()
+	b.mu.Unlock()
 	b.wg.Wait()
 }
 
@@ -121,10 +136,10 @@ type Reply struct {
 	Duration      time.Duration
 }
 
-// Send carries one envelope: gate, record, route, result, record, reply. peer
-// names the connection it came by; timeout bounds the task from its admission.
-// When ctx ends the worker is asked to end the task; its result is recorded all
-// the same.
+// Send carries one envelope: gate, place and link, record, route, result,
+// record, reply. peer names the connection it came by; timeout bounds the task
+// from its admission. When ctx ends the worker is asked to end the task; its
+// result is recorded all the same.
 func (b *Broker) Send(ctx context.Context, peer string, env *workerv1.Envelope, timeout time.Duration) (Reply, error) {
 	timeout, err := checkTimeout(timeout)
 	if err != nil {
@@ -134,23 +149,19 @@ func (b *Broker) Send(ctx context.Context, peer string, env *workerv1.Envelope, 
 	if err != nil {
 		return Reply{}, err
 	}
-	s, err := b.connected(ctx, a.Worker.Serial, timeout)
+	a.Envelope = bare(a.Envelope)
+	d, err := b.reserve(ctx, a, timeout)
+	if err == nil {
+		err = b.admit(d, a, timeout)
+	}
 	if err != nil {
-		return Reply{}, b.Gate.Refused(ctx, peer, a, err)
+		// Not the caller's context: a refusal is recorded also when its cause is
+		// that the caller's time is over.
+		return Reply{}, b.Gate.Refused(context.WithoutCancel(ctx), peer, a, err)
 	}
-	d, err := b.admit(a, timeout)
-	if err != nil {
-		return Reply{}, fmt.Errorf("record envelope: %w", err)
-	}
-	b.oversee(d)
-	if err := b.route(s, d, a); err != nil {
-		return Reply{}, err
-	}
-	reply, err := d.await(ctx, a.Worker)
-	if ctx.Err() != nil {
-		b.cancelTask(d.attempt())
-	}
-	return reply, err
+	b.oversee(d, timeout)
+	b.route(ctx, d, a.Envelope)
+	return b.await(ctx, d, a.Worker)
 }
 
 func checkTimeout(timeout time.Duration) (time.Duration, error) {
@@ -163,64 +174,24 @@ func checkTimeout(timeout time.Duration) (time.Duration, error) {
 	return timeout, nil
 }
 
-// admit makes the admission durable: the entry, and the row that says that a
-// result is owed.
-func (b *Broker) admit(a Admitted, timeout time.Duration) (*delivery, error) {
-	now := time.Now().UTC()
-	owed := registry.Delivery{
-		EnvelopeID: a.Header.GetId(), Sender: a.Header.GetSender(), Serial: a.Worker.Serial,
-		Attempt: 1, Header: a.Envelope.GetHeader(), AdmittedAt: now, Deadline: now.Add(timeout),
+// bare is an envelope with what was checked of it and nothing else: protobuf
+// carries fields that it does not know along, of any size.
+func bare(e *workerv1.Envelope) *workerv1.Envelope {
+	return &workerv1.Envelope{
+		Header: e.GetHeader(), Payload: e.GetPayload(),
+		Proof: &workerv1.Proof{Kind: &workerv1.Proof_Signature{Signature: e.GetProof().GetSignature()}},
 	}
-	fields := record.FieldsOfEnvelope(a.Envelope, a.Header, a.Worker.Serial)
-	fields.Attempt = owed.Attempt
-	entry, err := record.Entry{At: now, Kind: record.Admitted, Envelope: fields}.Encode()
-	if err != nil {
-		return nil, err
-	}
-	// Not the caller's context: what was admitted must be overseen.
-	err = b.Registry.Update(b.ctx, func(tx *registry.Tx) (err error) {
-		if owed.LogIndex, err = tx.Append(entry); err != nil {
-			return err
-		}
-		return tx.PutDelivery(owed)
-	})
-	return newDelivery(owed, timeout), err
 }
 
-// route stamps the envelope and hands it to the worker's session.
-func (b *Broker) route(s *session, d *delivery, a Admitted) error {
-	hash := envelope.Hash(a.Envelope)
-	stamp, signature, err := envelope.SignStamp(b.StampKey, &workerv1.Stamp{
-		HeaderSha256: hash[:], AdmittedAtUnixMs: d.AdmittedAt.UnixMilli(), LogIndex: d.LogIndex,
-		Serial: string(d.Serial), Attempt: d.Attempt, DeadlineUnixMs: d.Deadline.UnixMilli(),
-	})
-	if err != nil {
-		return fmt.Errorf("stamp envelope: %w", err)
+// await waits for the outcome on behalf of the sender.
+func (b *Broker) await(ctx context.Context, d *delivery, w worker.Worker) (Reply, error) {
+	select {
+	case <-d.told:
+		return d.reply(w)
+	case <-ctx.Done():
+		b.cancelTask(d.attempt())
+		return Reply{}, ctx.Err()
+	case <-b.ctx.Done():
+		return Reply{}, fmt.Errorf("host ends; the next one records the result of envelope %s: %w", d.EnvelopeID, worker.ErrUnavailable)
 	}
-	// A frame that cannot be sent any more is not an error here: the session is
-	// gone, and the next one's Hello settles what became of the delivery.
-	s.send(&workerv1.ExchangeRequest{Frame: &workerv1.ExchangeRequest_Delivery{
-		Delivery: &workerv1.Delivery{Envelope: a.Envelope, Stamp: stamp, StampSignature: signature},
-	}})
-	return nil
-}
-
-// connected waits for the worker's session to be up.
-func (b *Broker) connected(ctx context.Context, serial worker.Serial, timeout time.Duration) (*session, error) {
-	b.mu.Lock()
-	s := b.sessions[serial]
-	b.mu.Unlock()
-	unavailable := worker.Refuse(workerUnavailable, "worker %s is not reachable", serial)
-	if s == nil {
-		return nil, unavailable
-	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	if err := s.awaitUp(ctx); err != nil {
-		if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, errDetached) {
-			return nil, unavailable
-		}
-		return nil, err
-	}
-	return s, nil
 }

@@ -4,14 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
-
-	"google.golang.org/protobuf/proto"
 
 	"github.com/dals-host/dals-host/host/record"
 	"github.com/dals-host/dals-host/host/registry"
 	"github.com/dals-host/dals-host/host/worker"
-	"github.com/dals-host/dals-host/sdk/envelope"
 	workerv1 "github.com/dals-host/dals-host/sdk/proto/worker/v1"
 )
 
@@ -22,16 +20,40 @@ type attempt struct {
 	number uint32
 }
 
+func (a attempt) proto() *workerv1.Attempt {
+	return &workerv1.Attempt{EnvelopeId: a.id, Attempt: a.number}
+}
+
 // delivery is an admitted envelope whose closing entry is still owed.
 type delivery struct {
 	registry.Delivery
 
-	patience time.Duration // until it is closed without a result
-	closed   chan struct{} // closed once outcome is set
-	outcome  outcome
+	link     *link       // that it is routed on; nil when an earlier host routed it
+	release  func()      // gives its place back
+	ending   chan ending // asks its overseer to close it now; holds one
+	overseen bool        // guarded by the broker's mu
+
+	closing sync.Mutex    // held by who is closing it
+	settled chan struct{} // closed once the closing entry is recorded
+
+	once    sync.Once
+	told    chan struct{} // closed once outcome is set
+	outcome outcome
 }
 
-// outcome is how a delivery was closed.
+// ending is why a delivery is closed without a result.
+type ending struct {
+	status string
+	why    error
+}
+
+// What a closing entry says when the worker signed no result.
+const (
+	statusDeadline = "deadline_exceeded"
+	statusLost     = "lost"
+)
+
+// outcome is what the sender hears.
 type outcome struct {
 	result *workerv1.Envelope // nil when the worker gave none in time
 	index  uint64             // of the closing entry
@@ -39,19 +61,25 @@ type outcome struct {
 	err    error // why there is no result
 }
 
-func newDelivery(d registry.Delivery, patience time.Duration) *delivery {
-	return &delivery{Delivery: d, patience: patience, closed: make(chan struct{})}
+func newDelivery() *delivery {
+	return &delivery{
+		release: func() {}, ending: make(chan ending, 1),
+		settled: make(chan struct{}), told: make(chan struct{}),
+	}
 }
 
 func (d *delivery) attempt() attempt { return attempt{d.Serial, d.EnvelopeID, d.Attempt} }
 
-// await waits for the outcome on behalf of the sender.
-func (d *delivery) await(ctx context.Context, w worker.Worker) (Reply, error) {
-	select {
-	case <-d.closed:
-	case <-ctx.Done():
-		return Reply{}, ctx.Err()
-	}
+// tell gives the sender an outcome, once. It may come before the closing entry
+// is recorded, when that cannot be done now.
+func (d *delivery) tell(o outcome) {
+	d.once.Do(func() {
+		d.outcome = o
+		close(d.told)
+	})
+}
+
+func (d *delivery) reply(w worker.Worker) (Reply, error) {
 	if d.outcome.err != nil {
 		return Reply{}, d.outcome.err
 	}
@@ -61,146 +89,157 @@ func (d *delivery) await(ctx context.Context, w worker.Worker) (Reply, error) {
 	}, nil
 }
 
-// oversee sees to it that d is closed when its time is over.
-func (b *Broker) oversee(d *delivery) {
-	b.mu.Lock()
-	b.waiting[d.attempt()] = d
-	b.mu.Unlock()
-	b.wg.Go(func() {
-		timer := time.NewTimer(d.patience)
-		defer timer.Stop()
-		select {
-		case <-d.closed:
-		case <-b.ctx.Done():
-		case <-timer.C:
-			b.close(d.attempt(), statusDeadline, fmt.Errorf("worker %s gave no result in time: %w", d.Serial, worker.ErrDeadline))
-			b.cancelTask(d.attempt())
-		}
-	})
-}
-
-// What a closing entry says when the worker signed no result.
-const (
-	statusDeadline = "deadline_exceeded"
-	statusLost     = "lost"
-)
-
-// close closes a delivery without a result, if a result did not come first.
-func (b *Broker) close(a attempt, status string, why error) {
-	now := time.Now().UTC()
-	var index uint64
-	err := b.Registry.Update(b.ctx, func(tx *registry.Tx) error {
-		d, err := tx.TakeDelivery(a.id, a.serial, a.number)
-		if err != nil {
-			return err
-		}
-		fields := &record.EnvelopeFields{
-			InReplyTo: a.id, Sender: string(a.serial), Recipient: d.Sender, WorkerSerial: string(a.serial),
-			Attempt: a.number, AdmittedIndex: &d.LogIndex, Status: status,
-		}
-		index, err = appendEntry(tx, record.Entry{At: now, Kind: record.Result, Envelope: fields, Reason: why.Error()})
-		return err
-	})
-	switch {
-	case errors.Is(err, worker.ErrNotFound): // the result won; its own path tells the sender
-	case err != nil:
-		b.settle(a, outcome{err: fmt.Errorf("record outcome: %w", err)})
+func (d *delivery) isSettled() bool {
+	select {
+	case <-d.settled:
+		return true
 	default:
-		b.settle(a, outcome{index: index, at: now, err: why})
+		return false
 	}
 }
 
-// accept records a worker's result, once, and only for what is owed. A nil
-// error means that the worker may forget it: it is recorded, or was settled
-// before and will never be wanted.
-func (b *Broker) accept(w worker.Worker, env *workerv1.Envelope) (attempt, error) {
-	h, err := envelope.Parse(env)
+// oversee sees to it that d is closed when its time is over, or when end asks
+// for it. Overseeing twice is overseeing once.
+func (b *Broker) oversee(d *delivery, patience time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if d.overseen || d.isSettled() || b.ctx.Err() != nil {
+		return
+	}
+	d.overseen = true
+	b.waiting[d.attempt()] = d
+	b.wg.Go(func() { b.untilClosed(d, patience) })
+}
+
+// retryEvery spaces the tries to record what the registry cannot take now.
+const retryEvery = time.Second
+
+func (b *Broker) untilClosed(d *delivery, patience time.Duration) {
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	var e ending
+	select {
+	case <-d.settled:
+		return
+	case <-b.ctx.Done():
+		return
+	case e = <-d.ending:
+	case <-timer.C:
+		e = ending{statusDeadline, fmt.Errorf("worker %s gave no result in time: %w", d.Serial, worker.ErrDeadline)}
+	}
+	err := b.close(d, e)
+	if e.status == statusDeadline {
+		b.cancelTask(d.attempt())
+	}
 	if err != nil {
-		return attempt{}, fmt.Errorf("read result: %w", err)
+		b.Logger.Error("outcome not recorded yet", "serial", d.Serial, "envelope", d.EnvelopeID, "status", e.status, "error", err)
 	}
-	a := attempt{w.Serial, h.GetInReplyTo(), h.GetAttempt()}
-	if h.GetSender() != string(w.Serial) || h.GetStatus() == workerv1.ResultStatus_RESULT_STATUS_UNSPECIFIED {
-		return a, fmt.Errorf("result for envelope %s: not one of worker %s: %w", a.id, w.Serial, worker.ErrInvalid)
+	for err != nil && pause(b.ctx, retryEvery) {
+		err = b.close(d, e)
 	}
-	if err := envelope.Verify(env, h, w.PublicKey); err != nil {
-		return a, fmt.Errorf("result for envelope %s: %w", a.id, err)
+}
+
+// close records that there is no result, if a result did not come first. On an
+// error the sender has been told and d is still owed.
+func (b *Broker) close(d *delivery, e ending) error {
+	d.closing.Lock()
+	defer d.closing.Unlock()
+	if d.isSettled() {
+		return nil
 	}
-	index, now := uint64(0), time.Now().UTC()
-	err = b.Registry.Update(b.ctx, func(tx *registry.Tx) error {
-		d, err := tx.TakeDelivery(a.id, a.serial, a.number)
-		if err != nil {
-			return err
-		}
-		if err := answers(h, d); err != nil {
-			return err
-		}
-		fields := record.FieldsOfEnvelope(env, h, w.Serial)
-		fields.AdmittedIndex = &d.LogIndex
-		index, err = appendEntry(tx, record.Entry{At: now, Kind: record.Result, Envelope: fields})
-		return err
-	})
+	now := time.Now().UTC()
+	fields := &record.EnvelopeFields{
+		InReplyTo: d.EnvelopeID, Sender: string(d.Serial), Recipient: d.Sender, WorkerSerial: string(d.Serial),
+		Attempt: d.Attempt, AdmittedIndex: &d.LogIndex, Status: e.status,
+	}
+	index, err := b.take(d, record.Entry{At: now, Kind: record.Result, Envelope: fields, Reason: e.why.Error()})
 	switch {
 	case errors.Is(err, worker.ErrNotFound):
-		b.Logger.Warn("result refused: nothing is owed for it", "serial", w.Serial, "envelope", a.id, "attempt", a.number)
-		return a, nil
+		b.settle(d, outcome{err: errRecorded})
 	case err != nil:
-		return a, fmt.Errorf("record result for envelope %s: %w", a.id, err)
-	}
-	b.settle(a, outcome{result: env, index: index, at: now})
-	return a, nil
-}
-
-// answers checks that a result answers just what was asked.
-func answers(h *workerv1.Header, d registry.Delivery) error {
-	asked := &workerv1.Header{}
-	if err := proto.Unmarshal(d.Header, asked); err != nil {
-		return fmt.Errorf("read outstanding header: %w", err)
-	}
-	if h.GetRecipient() != asked.GetSender() || h.GetKind() != asked.GetKind() {
-		return fmt.Errorf("result for envelope %s names another sender or kind: %w", d.EnvelopeID, worker.ErrInvalid)
+		d.tell(outcome{err: fmt.Errorf("record outcome: %w", err)})
+		return err
+	default:
+		b.settle(d, outcome{index: index, at: now, err: e.why})
 	}
 	return nil
 }
 
-// settle tells whoever waits for the attempt.
-func (b *Broker) settle(a attempt, o outcome) {
+// errRecorded is for the case that a commit failed and stands all the same.
+var errRecorded = fmt.Errorf("the outcome is in the record, but could not be read back: %w", worker.ErrUnavailable)
+
+// take ends what is owed and appends the entry that says how, in one
+// transaction. It is called with d.closing held.
+func (b *Broker) take(d *delivery, e record.Entry) (index uint64, err error) {
+	entry, err := e.Encode()
+	if err != nil {
+		return 0, err
+	}
+	err = b.Registry.Update(b.ctx, func(tx *registry.Tx) (err error) {
+		if _, err = tx.TakeDelivery(d.EnvelopeID, d.Serial, d.Attempt); err != nil {
+			return err
+		}
+		index, err = tx.Append(entry)
+		return err
+	})
+	return index, err
+}
+
+// settle ends the waiting for d. It is called once, with d.closing held.
+func (b *Broker) settle(d *delivery, o outcome) {
 	b.mu.Lock()
-	d := b.waiting[a]
-	delete(b.waiting, a)
+	delete(b.waiting, d.attempt())
+	close(d.settled)
 	b.mu.Unlock()
-	if d != nil {
-		d.outcome = o
-		close(d.closed)
+	d.release()
+	d.tell(o)
+}
+
+// end asks for d to be closed without a result.
+func (b *Broker) end(d *delivery, e ending) {
+	select {
+	case d.ending <- e:
+	default: // it is being closed already
+	}
+	b.oversee(d, readoptionGrace)
+}
+
+// lose closes what a worker owed and can no longer give, and waits until its
+// senders have been told.
+func (b *Broker) lose(ctx context.Context, lost []*delivery, why error) {
+	for _, d := range lost {
+		b.end(d, ending{statusLost, why})
+	}
+	for _, d := range lost {
+		select {
+		case <-d.told:
+		case <-ctx.Done():
+		case <-b.ctx.Done():
+		}
 	}
 }
 
-// outstanding lists the attempts that a worker still owes.
-func (b *Broker) outstanding(serial worker.Serial) []attempt {
+// outstanding lists what is still owed and picked.
+func (b *Broker) outstanding(pick func(*delivery) bool) []*delivery {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	var owed []attempt
-	for a := range b.waiting {
-		if a.serial == serial {
-			owed = append(owed, a)
+	var owed []*delivery
+	for _, d := range b.waiting {
+		if pick(d) {
+			owed = append(owed, d)
 		}
 	}
 	return owed
 }
 
-func appendEntry(tx *registry.Tx, e record.Entry) (uint64, error) {
-	line, err := e.Encode()
-	if err != nil {
-		return 0, err
-	}
-	return tx.Append(line)
-}
-
-// lose closes what a worker owed and can no longer give.
-func (b *Broker) lose(ctx context.Context, attempts []attempt, why error) {
-	for _, a := range attempts {
-		if ctx.Err() != nil {
-			return
-		}
-		b.close(a, statusLost, why)
+// pause waits, or says that ctx ended first.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }

@@ -13,16 +13,33 @@ import (
 	"google.golang.org/grpc/credentials"
 
 	"github.com/dals-host/dals-host/host/worker"
-	"github.com/dals-host/dals-host/sdk/envelope"
 )
 
-// maxFrame bounds a gRPC message of the worker plane: a payload, its header and
-// room for the frame.
-const maxFrame = envelope.MaxPayload + envelope.MaxHeader + 64<<10
+// What gRPC may hold of a worker's that nobody has read yet. Fixed windows also
+// keep gRPC from growing them.
+const (
+	window     = 1 << 20  // bytes
+	maxHeaders = 16 << 10 // bytes of one response's headers
+)
 
-// dial connects to the worker's socket now; the connection is never re-made
-// behind our back.
-func (s *session) dial() (*grpc.ClientConn, error) {
+// connection is a gRPC connection over one socket that is never re-made behind
+// our back.
+type connection struct {
+	*grpc.ClientConn
+	once chan net.Conn // the socket, until gRPC takes it
+}
+
+func (c *connection) close() {
+	_ = c.Close() // it fails only when it was closed
+	select {
+	case raw := <-c.once:
+		_ = raw.Close() // nothing was written to it
+	default:
+	}
+}
+
+// dial connects to the worker's socket now.
+func (s *session) dial() (*connection, error) {
 	raw, err := dialSocket(filepath.Join(s.dir, "run"), s.worker.UID)
 	if err != nil {
 		return nil, err
@@ -36,6 +53,7 @@ func (s *session) dial() (*grpc.ClientConn, error) {
 	once <- raw
 	conn, err := grpc.NewClient("passthrough:///"+string(s.worker.Serial),
 		grpc.WithTransportCredentials(credentials.NewTLS(config)),
+		grpc.WithInitialWindowSize(window), grpc.WithInitialConnWindowSize(window), grpc.WithMaxHeaderListSize(maxHeaders),
 		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) {
 			select {
 			case c := <-once:
@@ -48,7 +66,7 @@ func (s *session) dial() (*grpc.ClientConn, error) {
 		raw.Close()
 		return nil, fmt.Errorf("dial worker: %w", err)
 	}
-	return conn, nil
+	return &connection{ClientConn: conn, once: once}, nil
 }
 
 // dialSocket connects to worker.sock in a folder that the worker may write. The

@@ -7,7 +7,7 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/grpc"
+	"github.com/hashicorp/go-hclog"
 
 	"github.com/dals-host/dals-host/host/worker"
 	workerv1 "github.com/dals-host/dals-host/sdk/proto/worker/v1"
@@ -24,16 +24,12 @@ type session struct {
 	cancel context.CancelFunc
 	ended  chan struct{}
 	pulse  *pulse
+	places places
 
-	mu   sync.Mutex
-	link *link         // the streams of the moment; nil while there are none
-	up   chan struct{} // closed while link is not nil
-}
-
-// link is one connection's envelope stream, written by one goroutine.
-type link struct {
-	frames chan *workerv1.ExchangeRequest
-	done   <-chan struct{} // closed when the streams have ended
+	mu    sync.Mutex
+	link  *link         // the streams of the moment; nil while there are none
+	up    chan struct{} // closed while link is not nil
+	fault string        // why the last try to connect, or the last link, ended
 }
 
 // Attach starts the session of a worker whose folder is dir. Attaching twice is
@@ -66,174 +62,67 @@ func (b *Broker) Detach(ctx context.Context, serial worker.Serial) {
 		s.cancel()
 		<-s.ended
 	}
-	b.lose(ctx, b.outstanding(serial), fmt.Errorf("worker %s was taken out of service: %w", serial, worker.ErrUnavailable))
+	b.lose(ctx, b.outstanding(func(d *delivery) bool { return d.Serial == serial }),
+		fmt.Errorf("worker %s was taken out of service: %w", serial, worker.ErrUnavailable))
 }
 
-// Dialling is eager while a worker comes up and calm while it stays away.
+func (b *Broker) session(serial worker.Serial) *session {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.sessions[serial]
+}
+
+// Dialling is eager while a worker comes up and calm while it stays away. A link
+// that did not last has not earned an eager start.
 const (
 	firstRetry = 2 * time.Millisecond
 	lastRetry  = time.Second
+	steady     = time.Second            // how long a link has to last
+	noticeable = 100 * time.Millisecond // the retry from which on people are told
 )
 
 func (s *session) run(ctx context.Context) {
-	retry := firstRetry
-	for ctx.Err() == nil {
-		connected, err := s.connect(ctx)
-		if connected {
-			retry = firstRetry
-			s.b.Logger.Debug("worker disconnected", "serial", s.worker.Serial, "error", err)
+	retry, logged := firstRetry, ""
+	for {
+		lived, err := s.connect(ctx)
+		if ctx.Err() != nil {
+			return
 		}
-		select {
-		case <-time.After(retry):
-		case <-ctx.Done():
+		if lived >= steady {
+			retry, logged = firstRetry, ""
+		}
+		fault := clean(err.Error())
+		level := hclog.Debug
+		if fault != logged && retry >= noticeable {
+			level, logged = hclog.Info, fault
+		}
+		s.b.Logger.Log(level, "worker not connected", "serial", s.worker.Serial, "reason", fault)
+		s.setFault(fault)
+		if !pause(ctx, retry) {
+			return
 		}
 		retry = min(retry*3/2, lastRetry)
 	}
 }
 
-// connect holds one connection until it breaks. connected says whether the
-// worker proved who it is.
-func (s *session) connect(ctx context.Context) (connected bool, err error) {
-	conn, err := s.dial()
-	if err != nil {
-		return false, err
-	}
-	defer conn.Close()
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	client := workerv1.NewWorkerServiceClient(conn)
-	exchange, hello, err := openExchange(ctx, client, s.worker.Serial)
-	if err != nil {
-		return false, err
-	}
-	beats, err := client.Heartbeat(ctx)
-	if err != nil {
-		return false, fmt.Errorf("open heartbeat stream: %w", err)
-	}
-	l := &link{frames: make(chan *workerv1.ExchangeRequest, 64), done: ctx.Done()}
-	var streams sync.WaitGroup
-	defer streams.Wait()
-	start := func(f func() error) { streams.Go(func() { cancel(f()) }) }
-	start(func() error { return writeFrames(l, exchange) })
-	start(func() error { return s.pulse.run(ctx, s.worker.Serial, beats) })
-	start(func() error { return s.readResults(ctx, l, exchange) })
-	s.setLink(l)
-	defer s.setLink(nil)
-	s.settleHello(ctx, hello)
-	<-ctx.Done()
-	return true, context.Cause(ctx)
-}
-
-func openExchange(ctx context.Context, client workerv1.WorkerServiceClient, serial worker.Serial) (workerv1.WorkerService_ExchangeClient, *workerv1.Hello, error) {
-	exchange, err := client.Exchange(ctx, grpc.MaxCallRecvMsgSize(maxFrame), grpc.MaxCallSendMsgSize(maxFrame))
-	if err != nil {
-		return nil, nil, fmt.Errorf("open envelope stream: %w", err)
-	}
-	first, err := exchange.Recv()
-	if err != nil {
-		return nil, nil, fmt.Errorf("await hello: %w", err)
-	}
-	if hello := first.GetHello(); hello.GetSerial() == string(serial) {
-		return exchange, hello, nil
-	}
-	return nil, nil, fmt.Errorf("await hello: worker %s answered for %s: %w", first.GetHello().GetSerial(), serial, worker.ErrInvalid)
-}
-
-// settleHello closes what the worker owes and neither works on nor has kept:
-// it never arrived, or its process died over it.
-func (s *session) settleHello(ctx context.Context, hello *workerv1.Hello) {
-	alive := map[attempt]bool{}
-	for _, list := range [][]*workerv1.Attempt{hello.GetInFlight(), hello.GetKept()} {
-		for _, a := range list {
-			alive[attempt{s.worker.Serial, a.GetEnvelopeId(), a.GetAttempt()}] = true
-		}
-	}
-	var lost []attempt
-	for _, a := range s.b.outstanding(s.worker.Serial) {
-		if !alive[a] {
-			lost = append(lost, a)
-		}
-	}
-	s.b.lose(ctx, lost, fmt.Errorf("worker %s lost the task when it or its connection ended: %w", s.worker.Serial, worker.ErrUnavailable))
-}
-
-func writeFrames(l *link, exchange workerv1.WorkerService_ExchangeClient) error {
-	for {
-		select {
-		case frame := <-l.frames:
-			if err := exchange.Send(frame); err != nil {
-				return fmt.Errorf("send frame: %w", err)
-			}
-		case <-l.done:
-			return nil
-		}
-	}
-}
-
-// maxAccepting bounds the results of one worker that are being recorded at the
-// same time: enough for them to share a commit.
-const maxAccepting = 128
-
-func (s *session) readResults(ctx context.Context, l *link, exchange workerv1.WorkerService_ExchangeClient) error {
-	slots := make(chan struct{}, maxAccepting)
-	var accepting sync.WaitGroup
-	defer accepting.Wait()
-	for {
-		frame, err := exchange.Recv()
-		if err != nil {
-			return fmt.Errorf("receive result: %w", err)
-		}
-		s.pulse.alive()
-		result := frame.GetResult()
-		if result == nil {
-			continue
-		}
-		slots <- struct{}{}
-		accepting.Go(func() {
-			defer func() { <-slots }()
-			s.acceptResult(l, result)
-		})
-	}
-}
-
-func (s *session) acceptResult(l *link, result *workerv1.Envelope) {
-	a, err := s.b.accept(s.worker, result)
-	if err != nil {
-		s.b.Logger.Warn("result not accepted", "serial", s.worker.Serial, "error", err)
-		return
-	}
-	l.send(&workerv1.ExchangeRequest{Frame: &workerv1.ExchangeRequest_Receipt{Receipt: a.proto()}})
-}
-
-func (a attempt) proto() *workerv1.Attempt {
-	return &workerv1.Attempt{EnvelopeId: a.id, Attempt: a.number}
-}
-
-// cancelTask asks the worker to end a task whose time is over.
-func (b *Broker) cancelTask(a attempt) {
-	b.mu.Lock()
-	s := b.sessions[a.serial]
-	b.mu.Unlock()
-	if s != nil {
-		s.send(&workerv1.ExchangeRequest{Frame: &workerv1.ExchangeRequest_Cancel{Cancel: a.proto()}})
-	}
-}
-
-func (l *link) send(frame *workerv1.ExchangeRequest) {
-	select {
-	case l.frames <- frame:
-	case <-l.done:
-	}
-}
-
-// send hands a frame to the link of the moment, or drops it when there is none.
-func (s *session) send(frame *workerv1.ExchangeRequest) {
+func (s *session) setFault(fault string) {
 	s.mu.Lock()
-	l := s.link
-	s.mu.Unlock()
-	if l != nil {
-		l.send(frame)
+	defer s.mu.Unlock()
+	s.fault = fault
+}
+
+// whyAway is why the worker is not connected, as far as is known; empty while it
+// is.
+func (s *session) whyAway() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.link != nil:
+		return ""
+	case s.fault == "":
+		return "it is being connected"
 	}
+	return s.fault
 }
 
 func (s *session) setLink(l *link) {
@@ -247,20 +136,47 @@ func (s *session) setLink(l *link) {
 	}
 }
 
-func (s *session) awaitUp(ctx context.Context) error {
+func (s *session) current() *link {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.link
+}
+
+// connected waits for the worker's link to be up, and for no longer than wait.
+func (s *session) connected(ctx context.Context, wait time.Duration) (*link, error) {
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
 	for {
 		s.mu.Lock()
-		up, connected := s.up, s.link != nil
+		up, l := s.up, s.link
 		s.mu.Unlock()
-		if connected {
-			return nil
+		if l != nil {
+			return l, nil
 		}
 		select {
 		case <-up:
 		case <-s.ended:
-			return errDetached
+			return nil, worker.Refuse(workerUnavailable, "worker %s was taken out of service", s.worker.Serial)
 		case <-ctx.Done():
-			return ctx.Err()
+			if errors.Is(ctx.Err(), context.Canceled) {
+				return nil, ctx.Err()
+			}
+			return nil, worker.Refuse(workerUnavailable, "worker %s is not reachable: %s", s.worker.Serial, s.whyAway())
+		}
+	}
+}
+
+// cancelTask asks the worker to end a task whose time is over. It never waits:
+// the worker knows the deadline itself.
+func (b *Broker) cancelTask(a attempt) {
+	s := b.session(a.serial)
+	if s == nil {
+		return
+	}
+	if l := s.current(); l != nil {
+		select {
+		case l.notes <- &workerv1.ExchangeRequest{Frame: &workerv1.ExchangeRequest_Cancel{Cancel: a.proto()}}:
+		default:
 		}
 	}
 }

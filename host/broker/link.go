@@ -1,0 +1,169 @@
+package broker
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/dals-host/dals-host/host/worker"
+	"github.com/dals-host/dals-host/sdk/envelope"
+	workerv1 "github.com/dals-host/dals-host/sdk/proto/worker/v1"
+	"github.com/dals-host/dals-host/sdk/wire"
+)
+
+// link is one connection's envelope stream, written by one goroutine.
+type link struct {
+	// deliveries holds none: a delivery is with its sender, where its deadline
+	// ends it, or with the writer, and then the next Hello tells of it.
+	deliveries chan *workerv1.ExchangeRequest
+	notes      chan *workerv1.ExchangeRequest // receipts and cancels
+	done       <-chan struct{}                // closed when the streams have ended
+}
+
+const (
+	// helloTimeout is how long a worker has to prove itself and say Hello.
+	helloTimeout = 10 * time.Second
+	// maxHello is how many attempts a Hello may name: the sdk's workers have at
+	// most 64 in flight and 256 kept.
+	maxHello = 4096
+	// maxBeat bounds a heartbeat, in bytes.
+	maxBeat = 64 << 10
+)
+
+// connect holds one connection until it breaks. lived is how long it was of use.
+func (s *session) connect(ctx context.Context) (lived time.Duration, err error) {
+	conn, err := s.dial()
+	if err != nil {
+		return 0, err
+	}
+	defer conn.close()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	client := workerv1.NewWorkerServiceClient(conn)
+	exchange, hello, err := s.openExchange(ctx, cancel, client)
+	if err != nil {
+		return 0, err
+	}
+	beats, err := client.Heartbeat(ctx, grpc.MaxCallRecvMsgSize(maxBeat))
+	if err != nil {
+		return 0, fmt.Errorf("open heartbeat stream: %w", err)
+	}
+	l := &link{
+		deliveries: make(chan *workerv1.ExchangeRequest), notes: make(chan *workerv1.ExchangeRequest, 64), done: ctx.Done(),
+	}
+	var streams sync.WaitGroup
+	defer streams.Wait()
+	start := func(f func() error) { streams.Go(func() { cancel(f()) }) }
+	start(func() error { return l.write(exchange) })
+	start(func() error { return s.pulse.run(ctx, s.worker.Serial, beats) })
+	start(func() error { return newInbox(s, l, cancel).run(ctx, exchange) })
+	began := time.Now()
+	s.setLink(l)
+	defer s.setLink(nil)
+	s.settleHello(l, hello)
+	<-ctx.Done()
+	return time.Since(began), context.Cause(ctx)
+}
+
+// openExchange opens the envelope stream and reads the Hello that begins it.
+func (s *session) openExchange(ctx context.Context, cancel context.CancelCauseFunc, client workerv1.WorkerServiceClient) (workerv1.WorkerService_ExchangeClient, *workerv1.Hello, error) {
+	late := time.AfterFunc(s.b.helloTimeout, func() {
+		cancel(fmt.Errorf("no hello within %s: %w", s.b.helloTimeout, worker.ErrDeadline))
+	})
+	defer late.Stop()
+	exchange, err := client.Exchange(ctx, grpc.MaxCallRecvMsgSize(wire.MaxMessage), grpc.MaxCallSendMsgSize(wire.MaxMessage))
+	var first *workerv1.ExchangeResponse
+	if err == nil {
+		first, err = exchange.Recv()
+	}
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	hello := first.GetHello()
+	switch named := len(hello.GetInFlight()) + len(hello.GetKept()); {
+	case err != nil:
+		return nil, nil, fmt.Errorf("await hello: %w", err)
+	case hello.GetSerial() != string(s.worker.Serial):
+		return nil, nil, fmt.Errorf("await hello: worker %q answered: %w", hello.GetSerial(), worker.ErrInvalid)
+	case named > maxHello:
+		return nil, nil, fmt.Errorf("await hello: it names %d attempts, more than %d: %w", named, maxHello, worker.ErrInvalid)
+	}
+	return exchange, hello, nil
+}
+
+// settleHello closes what the worker owes and neither works on nor has kept:
+// its process died over it. What is routed on the new link itself is none of
+// the Hello's: it was said before.
+func (s *session) settleHello(l *link, hello *workerv1.Hello) {
+	alive := map[attempt]bool{}
+	for _, list := range [][]*workerv1.Attempt{hello.GetInFlight(), hello.GetKept()} {
+		for _, a := range list {
+			alive[attempt{s.worker.Serial, a.GetEnvelopeId(), a.GetAttempt()}] = true
+		}
+	}
+	lost := s.b.outstanding(func(d *delivery) bool {
+		return d.Serial == s.worker.Serial && d.link != l && !alive[d.attempt()]
+	})
+	for _, d := range lost {
+		s.b.end(d, ending{statusLost, fmt.Errorf("worker %s lost the task when it or its connection ended: %w", d.Serial, worker.ErrUnavailable)})
+	}
+}
+
+// write sends what is handed to the link.
+func (l *link) write(exchange workerv1.WorkerService_ExchangeClient) error {
+	for {
+		var frame *workerv1.ExchangeRequest
+		select {
+		case frame = <-l.deliveries:
+		case frame = <-l.notes:
+		case <-l.done:
+			return nil
+		}
+		if err := exchange.Send(frame); err != nil {
+			return fmt.Errorf("send frame: %w", err)
+		}
+	}
+}
+
+// receipt tells the worker that it may forget a result. A worker that does not
+// read its receipts is not read from either.
+func (l *link) receipt(a attempt) {
+	select {
+	case l.notes <- &workerv1.ExchangeRequest{Frame: &workerv1.ExchangeRequest_Receipt{Receipt: a.proto()}}:
+	case <-l.done:
+	}
+}
+
+// route stamps the envelope and hands it to the delivery's link. What cannot be
+// handed over any more never reached the worker and is closed as lost.
+func (b *Broker) route(ctx context.Context, d *delivery, env *workerv1.Envelope) {
+	hash := envelope.Hash(env)
+	stamp, signature, err := envelope.SignStamp(b.StampKey, &workerv1.Stamp{
+		HeaderSha256: hash[:], AdmittedAtUnixMs: d.AdmittedAt.UnixMilli(), LogIndex: d.LogIndex,
+		Serial: string(d.Serial), Attempt: d.Attempt, DeadlineUnixMs: d.Deadline.UnixMilli(),
+	})
+	if err == nil {
+		err = d.link.deliver(ctx, d, &workerv1.Delivery{Envelope: env, Stamp: stamp, StampSignature: signature})
+	}
+	if err != nil {
+		b.end(d, ending{statusLost, fmt.Errorf("envelope was not handed to worker %s: %w", d.Serial, err)})
+	}
+}
+
+// deliver hands a delivery to the writer, unless something ends it before the
+// worker reads that far.
+func (l *link) deliver(ctx context.Context, d *delivery, frame *workerv1.Delivery) error {
+	select {
+	case l.deliveries <- &workerv1.ExchangeRequest{Frame: &workerv1.ExchangeRequest_Delivery{Delivery: frame}}:
+		return nil
+	case <-d.told:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("its sender left: %w", worker.ErrUnavailable)
+	case <-l.done:
+		return fmt.Errorf("the connection ended: %w", worker.ErrUnavailable)
+	}
+}

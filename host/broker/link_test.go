@@ -1,0 +1,229 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/dals-host/dals-host/host/record"
+	"github.com/dals-host/dals-host/host/registry"
+	"github.com/dals-host/dals-host/host/worker"
+	"github.com/dals-host/dals-host/sdk/envelope"
+	workerv1 "github.com/dals-host/dals-host/sdk/proto/worker/v1"
+)
+
+// TestLinksThatBreak: whatever a connection's end does to a delivery, what
+// reached the new connection is not closed as lost with the old.
+func TestLinksThatBreak(t *testing.T) {
+	t.Parallel()
+	f := &fake{}
+	f.exchange = func(stream exchangeStream) error {
+		ended := make(chan error, 1)
+		go func() { ended <- f.echo(stream) }()
+		select {
+		case err := <-ended:
+			return err
+		case <-time.After(15 * time.Millisecond):
+			return nil
+		}
+	}
+	r := served(t, f)
+	var answered, lost atomic.Int64
+	var busy sync.WaitGroup
+	end := time.Now().Add(2 * time.Second)
+	for range 8 {
+		busy.Go(func() {
+			for time.Now().Before(end) {
+				switch _, err := r.send(t.Context(), 2, 20*time.Second); {
+				case err == nil:
+					answered.Add(1)
+				case errors.Is(err, worker.ErrUnavailable):
+					lost.Add(1)
+				default:
+					t.Error(err)
+				}
+			}
+		})
+	}
+	busy.Wait()
+	r.settled()
+	if answered.Load() == 0 {
+		t.Error("nothing was answered")
+	}
+	// A link may end between a result's way in and its record; then the next
+	// Hello comes first. On one and the same link it never does.
+	if n := r.log.count("nothing is owed for it"); n != 0 {
+		t.Errorf("%d links brought a result for what was closed as lost on the way (%d answered, %d lost)", n, answered.Load(), lost.Load())
+	}
+}
+
+// TestHelloTellsOfOthers: a Hello closes what the worker does not know any more,
+// and leaves alone what it has and what is routed on its own link.
+func TestHelloTellsOfOthers(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, &fake{})
+	mine, other := &link{}, &link{}
+	owed := map[string]*delivery{}
+	for i, on := range map[string]*link{"gone": other, "kept": other, "mine": mine, "of an earlier host": nil} {
+		e := r.envelope(nil, []byte(i))
+		h, err := envelope.Parse(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := newDelivery()
+		d.link = on
+		if err := r.admit(d, Admitted{Envelope: e, Header: h, Worker: r.peer}, time.Minute); err != nil {
+			t.Fatal(err)
+		}
+		r.oversee(d, time.Minute)
+		owed[i] = d
+	}
+	s := &session{b: r.Broker, worker: r.peer}
+	s.settleHello(mine, &workerv1.Hello{Kept: []*workerv1.Attempt{owed["kept"].attempt().proto()}})
+	<-owed["gone"].settled
+	<-owed["of an earlier host"].settled
+	if owed["kept"].isSettled() || owed["mine"].isSettled() || r.count(record.Result, statusLost) != 2 {
+		t.Error("a delivery that lives was closed")
+	}
+}
+
+// TestReconnectStorm: a link that does not last earns no eager start, and one
+// reason is told once.
+func TestReconnectStorm(t *testing.T) {
+	t.Parallel()
+	f := &fake{exchange: func(stream exchangeStream) error {
+		return errors.Join(hello(stream, nil), errors.New("enough"))
+	}}
+	r := served(t, f)
+	time.Sleep(3 * time.Second) // the rate is the point
+	if n := f.opened.Load(); n < 3 || n > 25 {
+		t.Errorf("%d connections in 3 s", n)
+	}
+	if n := r.log.count("[INFO]  worker not connected"); n > 2 {
+		t.Errorf("told %d times", n)
+	}
+}
+
+// TestBadHello: a Hello that is late, or names too much, is none.
+func TestBadHello(t *testing.T) {
+	t.Parallel()
+	t.Run("never", func(t *testing.T) {
+		t.Parallel()
+		ended := make(chan time.Duration, 100)
+		r := newRig(t, &fake{exchange: func(stream exchangeStream) error {
+			began := time.Now()
+			<-stream.Context().Done()
+			ended <- time.Since(began)
+			return nil
+		}})
+		if r.helloTimeout != 10*time.Second {
+			t.Errorf("a host waits %s", r.helloTimeout)
+		}
+		r.helloTimeout = 400 * time.Millisecond
+		r.serve()
+		r.attach()
+		select {
+		case took := <-ended:
+			if took < r.helloTimeout/2 {
+				t.Errorf("given up after %s", took)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("waits for ever")
+		}
+		eventually(t, time.Second, "it is said why", func() bool { return r.log.count("no hello within 400ms") > 0 })
+	})
+	t.Run("too much", func(t *testing.T) {
+		t.Parallel()
+		f := &fake{exchange: func(stream exchangeStream) error {
+			kept := make([]*workerv1.Attempt, maxHello+1)
+			for i := range kept {
+				kept[i] = &workerv1.Attempt{EnvelopeId: fmt.Sprint(i), Attempt: 1}
+			}
+			if err := hello(stream, kept); err != nil {
+				return err
+			}
+			<-stream.Context().Done()
+			return nil
+		}}
+		r := served(t, f)
+		if _, err := r.send(t.Context(), 1, 500*time.Millisecond); codeOf(err) != "worker_unavailable" {
+			t.Errorf("sent to it: %v", err)
+		}
+		eventually(t, 10*time.Second, "it is said why", func() bool { return r.log.count("names 4097 attempts") > 0 })
+	})
+}
+
+// TestAttachAndClose races them; the race detector and goleak judge.
+func TestAttachAndClose(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, &fake{})
+	for range 50 {
+		r.open()
+		var racing sync.WaitGroup
+		for range 4 {
+			racing.Go(func() { r.Attach(r.peer, r.dir) })
+		}
+		racing.Go(r.Close)
+		racing.Wait()
+		r.Detach(t.Context(), serial)
+	}
+}
+
+// TestNewHost: what an earlier host left is accepted from the start, its time
+// runs from Start on, and it can be closed before.
+func TestNewHost(t *testing.T) {
+	t.Parallel()
+	f := &fake{}
+	r := newRig(t, f)
+	asked := &workerv1.Header{}
+	owe := func() {
+		e := r.envelope(nil, []byte("x"))
+		h, err := envelope.Parse(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		asked = h
+		r.update(func(tx *registry.Tx) error {
+			return tx.PutDelivery(registry.Delivery{
+				EnvelopeID: h.GetId(), Sender: h.GetSender(), Serial: serial, Attempt: 1, Header: e.GetHeader(),
+				AdmittedAt: time.Now().Add(-time.Hour), Deadline: time.Now().Add(-time.Minute),
+			})
+		})
+		r.open()
+	}
+	outstanding := func() int { return len(r.outstanding(func(*delivery) bool { return true })) }
+
+	owe()
+	f.exchange = func(stream exchangeStream) error {
+		kept := &workerv1.Attempt{EnvelopeId: asked.GetId(), Attempt: 1}
+		if err := errors.Join(hello(stream, []*workerv1.Attempt{kept}), give(stream, f.answerTo(asked, []byte("made meanwhile")))); err != nil {
+			return err
+		}
+		<-stream.Context().Done()
+		return nil
+	}
+	r.serve()
+	r.Attach(r.peer, r.dir)
+	eventually(t, 10*time.Second, "the result is recorded", func() bool { return r.count(record.Result, "ok") == 1 && outstanding() == 0 })
+	r.Start()
+	r.Close()
+
+	owe()
+	if d := r.outstanding(func(*delivery) bool { return true }); len(d) != 1 || d[0].overseen {
+		t.Errorf("its time runs before Start: %+v", d)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	r.Detach(ctx, serial)
+	if n := r.count(record.Result, statusLost); n != 1 || ctx.Err() != nil {
+		t.Errorf("%d closed before Start, %v", n, ctx.Err())
+	}
+	r.Start()
+	if outstanding() != 0 {
+		t.Error("what was closed is outstanding again")
+	}
+}
