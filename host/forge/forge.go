@@ -23,6 +23,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -246,14 +247,14 @@ const undoTimeout = 30 * time.Second
 func (f *Forge) undo(ctx context.Context, j *job, done []step) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
-	for i := len(done) - 1; i >= 0; i-- {
-		if done[i].undo == nil {
+	for _, d := range slices.Backward(done) {
+		if d.undo == nil {
 			continue
 		}
-		if err := done[i].undo(ctx, j); err != nil {
+		if err := d.undo(ctx, j); err != nil {
 			// What is left of the worker stays in the journal, and its numbers stay
 			// taken, until Run or the next start succeeds.
-			return fmt.Errorf("undo %s: %w", done[i].name, err)
+			return fmt.Errorf("undo %s: %w", d.name, err)
 		}
 	}
 	return nil

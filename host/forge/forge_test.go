@@ -267,13 +267,13 @@ func TestStillborn(t *testing.T) {
 func TestConfig(t *testing.T) {
 	r := newRig(t)
 	free := Type{Descriptor: &workerv1.TypeDescriptor{Name: "free", ConfigSchema: []byte(`{"properties":{"n":{"type":"integer","default":1}}}`)}}
-	for given, want := range map[string]string{
-		"":                                 `{"n":1}`,
-		" {} ":                             `{"n":1}`,
-		`{"z":"<&>","n":9007199254740993}`: `{"n":9007199254740993,"z":"<&>"}`,
+	for _, c := range []struct{ given, want string }{
+		{"", `{"n":1}`},
+		{" {} ", `{"n":1}`},
+		{`{"z":"<&>","n":9007199254740993}`, `{"n":9007199254740993,"z":"<&>"}`},
 	} {
-		if got, err := configFor(free, []byte(given)); err != nil || string(got) != want {
-			t.Errorf("%s: %s, %v", given, got, err)
+		if got, err := configFor(free, []byte(c.given)); err != nil || string(got) != c.want {
+			t.Errorf("%s: %s, %v", c.given, got, err)
 		}
 	}
 	for _, bad := range []string{"{", "null", "[]", "{}{}", `{"n":"x"}`, `{"x":"` + strings.Repeat("<", maxConfig) + `"}`} {

@@ -98,7 +98,7 @@ func planManifest(*job) string { return "worker_manifest.json and worker_manifes
 
 func planPromote(j *job) string { return "workers/instances/" + string(j.worker.Serial) + "/" }
 
-func (f *Forge) planCreate(j *job) string {
+func (f *Forge) planCreate(*job) string {
 	return fmt.Sprintf("a worker of the %s launcher", f.Launcher.Name())
 }
 

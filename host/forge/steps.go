@@ -173,8 +173,10 @@ func (f *Forge) inject(_ context.Context, j *job) error {
 		name string
 		data []byte
 	}{
-		{identity.File, identityJSON}, {"config.json", w.Config},
-		{"vault/accountability.json", accountability}, {"vault/reflection.json", reflection},
+		{identity.File, identityJSON},
+		{"config.json", w.Config},
+		{"vault/accountability.json", accountability},
+		{"vault/reflection.json", reflection},
 	}
 	for _, file := range files {
 		if err := f.write(j, file.name, file.data); err != nil {
@@ -193,10 +195,6 @@ func (f *Forge) prepareImage(ctx context.Context, j *job) (err error) {
 // writeManifest lists and signs all that was put into the stage.
 func (f *Forge) writeManifest(_ context.Context, j *job) error {
 	w := j.worker
-	modules, err := modulesOf(j.typ.Image.Path)
-	if err != nil {
-		return err
-	}
 	files, err := manifest.Scan(j.folder.Root())
 	if err != nil {
 		return err
@@ -205,7 +203,7 @@ func (f *Forge) writeManifest(_ context.Context, j *job) error {
 		Format: manifest.Format, ForgeVersion: worker.ForgeVersion,
 		WorkerName: w.Name, WorkerType: w.Type, TypeVersion: w.TypeVersion, WorkerSerial: string(w.Serial),
 		ModelNumber: string(w.Model), LedgerCode: string(w.LedgerCode), ClassCode: string(w.ClassCode), Port: w.Port,
-		PluginDigest: w.PluginDigest, Modules: modules, ImageDigest: w.ImageDigest,
+		PluginDigest: w.PluginDigest, Modules: modulesOf(j.typ.Image.Path), ImageDigest: w.ImageDigest,
 		PublicKey: w.PublicKey, Glyph: w.Glyph, HostID: f.Keys.HostID(), CreatedAt: w.CreatedAt, Files: files,
 	}
 	encoded, err := m.Encode()
@@ -222,16 +220,16 @@ func (f *Forge) writeManifest(_ context.Context, j *job) error {
 
 // modulesOf lists the modules that a plugin says it was built from. A plugin
 // that is not a Go binary, or was stripped of it, lists none.
-func modulesOf(path string) ([]manifest.Module, error) {
+func modulesOf(path string) []manifest.Module {
 	modules := []manifest.Module{}
 	info, err := buildinfo.ReadFile(path)
 	if err != nil {
-		return modules, nil
+		return modules
 	}
 	for _, dep := range info.Deps {
 		modules = append(modules, manifest.Module{Path: dep.Path, Version: dep.Version})
 	}
-	return modules, nil
+	return modules
 }
 
 func (f *Forge) promote(_ context.Context, j *job) error { return j.folder.Promote() }
