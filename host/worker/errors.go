@@ -52,8 +52,7 @@ func Hint(err error, hint string) error {
 
 // HintOf is the outermost advice attached to err, or "".
 func HintOf(err error) string {
-	var h *hinted
-	if errors.As(err, &h) {
+	if h, ok := errors.AsType[*hinted](err); ok {
 		return h.hint
 	}
 	return ""

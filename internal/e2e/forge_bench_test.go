@@ -182,7 +182,7 @@ func (c *ctrBench) spec(serial string) string { return filepath.Join(c.specs, se
 // start runs a containerd with the configuration of the host's own.
 func (c *ctrBench) start() (stop func()) {
 	c.b.Helper()
-	if err := os.CopyFS(c.dir, os.DirFS(filepath.Join(c.specs))); err != nil {
+	if err := os.CopyFS(c.dir, os.DirFS(c.specs)); err != nil {
 		c.b.Fatal(err)
 	}
 	if err := chmodTree(filepath.Join(c.dir, "containerd", "rootfs")); err != nil {
