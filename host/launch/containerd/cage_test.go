@@ -71,7 +71,7 @@ func checkMounts(t *testing.T, lines []string) {
 			continue
 		}
 		delete(want, point)
-		for _, option := range strings.Split(must, ",") {
+		for option := range strings.SplitSeq(must, ",") {
 			if !slices.Contains(options, option) {
 				t.Errorf("%s is mounted %v, without %s", point, options, option)
 			}

@@ -54,7 +54,7 @@ func (c cgroups) processes(serial worker.Serial) ([]int, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read cgroup: %w", err)
 		}
-		for _, field := range strings.Fields(string(data)) {
+		for field := range strings.FieldsSeq(string(data)) {
 			if pid, err := strconv.Atoi(field); err == nil && pid > 0 {
 				pids = append(pids, pid)
 			}

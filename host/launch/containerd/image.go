@@ -33,7 +33,10 @@ var rootDirs = []struct {
 	name string
 	mode os.FileMode
 }{
-	{"dev", 0o755}, {"etc", 0o755}, {"proc", 0o755}, {"sys", 0o755},
+	{"dev", 0o755},
+	{"etc", 0o755},
+	{"proc", 0o755},
+	{"sys", 0o755},
 	{"tmp", os.ModeSticky | 0o777}, // runc gives a tmpfs the mode of its mount point
 	{"worker", 0o755},
 }

@@ -29,12 +29,11 @@ func main() {
 		time.Sleep(time.Hour)
 		return
 	}
-	if err := run(os.Getenv(launch.EnvDir)); err != nil {
-		fmt.Fprintln(os.Stderr, "testworker:", err)
-		os.Exit(1)
-	}
+	fmt.Fprintln(os.Stderr, "testworker:", run(os.Getenv(launch.EnvDir)))
+	os.Exit(1)
 }
 
+// run serves until it cannot, and says why.
 func run(dir string) error {
 	w := &worker{dir: dir, held: make(map[string][]byte)}
 	w.onTerm()
