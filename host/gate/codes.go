@@ -8,6 +8,7 @@ const (
 	Malformed        = "malformed"
 	RecipientUnknown = "recipient_unknown"
 	RecipientRetired = "recipient_retired"
+	Unavailable      = "worker_unavailable"
 	SenderUnknown    = "sender_unknown"
 	SenderRevoked    = "sender_revoked"
 	Expired          = "expired"

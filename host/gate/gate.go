@@ -75,7 +75,6 @@ type Gate struct {
 type Admission struct {
 	Envelope *workerv1.Envelope
 	Header   *workerv1.Header
-	Client   string // the client's name
 	Worker   worker.Worker
 }
 
@@ -87,7 +86,7 @@ const (
 
 // New makes a gate whose replay window is filled from the past: every envelope
 // that could still pass the freshness check is in it. Where the past cannot be
-// read the gate refuses all that was issued before now.
+// read the gate refuses all that could have passed before now.
 func New(ctx context.Context, c Config, past Past) *Gate {
 	if c.Now == nil {
 		c.Now = time.Now
@@ -101,8 +100,9 @@ func New(ctx context.Context, c Config, past Past) *Gate {
 		schemas:  newSchemas(c.Kinds),
 	}
 	if err := g.seen.fill(ctx, past); err != nil {
-		c.Logger.Warn("replay window not rebuilt: envelopes issued before this start are refused", "error", err)
-		g.seen.refuseBefore(c.Now())
+		c.Logger.Warn("replay window not rebuilt: what could have passed before this start is refused", "error", err)
+		// An envelope may have been issued ahead of this host's clock.
+		g.seen.refuseBefore(c.Now().Add(envelope.MaxSkew))
 	}
 	return g
 }
@@ -110,7 +110,8 @@ func New(ctx context.Context, c Config, past Past) *Gate {
 // Run writes the summaries of early refusals until ctx ends, then once more.
 func (g *Gate) Run(ctx context.Context) error { return g.refusals.run(ctx) }
 
-// Admit passes env or says why not. peer names the connection that it came by.
+// Admit passes env or says why not. peer names the process that sent it, as its
+// uid and pid: all its connections are one peer.
 func (g *Gate) Admit(ctx context.Context, peer string, env *workerv1.Envelope) (*Admission, error) {
 	a, err := g.identify(ctx, peer, env)
 	if err != nil {
@@ -135,7 +136,7 @@ func (g *Gate) identify(ctx context.Context, peer string, env *workerv1.Envelope
 		return nil, worker.Refuse(PayloadTooLarge, "payload of %d bytes, at most %d are carried", len(env.GetPayload()), envelope.MaxPayload)
 	}
 	if !g.peers.allow(peer) {
-		return nil, worker.Refuse(RateLimited, "more than %d envelopes a second on one connection", peerRate)
+		return nil, worker.Refuse(RateLimited, "more than %d envelopes a second from one process", peerRate)
 	}
 	h, err := envelope.Parse(env)
 	if err != nil {
@@ -145,7 +146,7 @@ func (g *Gate) identify(ctx context.Context, peer string, env *workerv1.Envelope
 	if a.Worker, err = g.recipient(ctx, h.GetRecipient()); err != nil {
 		return nil, err
 	}
-	public, err := g.sender(ctx, a)
+	public, err := g.sender(ctx, h.GetSender())
 	if err != nil {
 		return nil, err
 	}
@@ -193,12 +194,13 @@ func (g *Gate) recipient(ctx context.Context, recipient string) (worker.Worker, 
 		return worker.Worker{}, worker.Refuse(RecipientRetired, "worker %s is %s", serial, w.State)
 	case w.State == worker.StateForging:
 		return worker.Worker{}, worker.Refuse(RecipientUnknown, "no worker %s on this host yet", serial)
+	case w.State == worker.StateFailed:
+		return worker.Worker{}, worker.Refuse(Unavailable, "worker %s is %s", serial, w.State)
 	}
 	return w, nil
 }
 
-func (g *Gate) sender(ctx context.Context, a *Admission) (ed25519.PublicKey, error) {
-	id := a.Header.GetSender()
+func (g *Gate) sender(ctx context.Context, id string) (ed25519.PublicKey, error) {
 	name, public, revoked, err := g.Directory.Client(ctx, id)
 	switch {
 	case errors.Is(err, worker.ErrNotFound):
@@ -208,7 +210,6 @@ func (g *Gate) sender(ctx context.Context, a *Admission) (ed25519.PublicKey, err
 	case revoked:
 		return nil, worker.Refuse(SenderRevoked, "client %s was revoked", name)
 	}
-	a.Client = name
 	return public, nil
 }
 

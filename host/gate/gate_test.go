@@ -6,12 +6,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
+	"unicode/utf8"
 
 	"github.com/hashicorp/go-hclog"
+	"go.uber.org/goleak"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/dals-host/dals-host/host/record"
@@ -20,9 +24,12 @@ import (
 	workerv1 "github.com/dals-host/dals-host/sdk/proto/worker/v1"
 )
 
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
 const (
 	liveSerial    = worker.Serial("DMN-TP-1-0000abcd-00001")
 	retiredSerial = worker.Serial("DMN-TP-1-0000abcd-00002")
+	failedSerial  = worker.Serial("DMN-TP-1-0000abcd-00003")
 	echoSchema    = `{"type":"object","properties":{"message":{"type":"string"}},"required":["message"],"additionalProperties":false}`
 )
 
@@ -34,11 +41,12 @@ type world struct {
 	past    []record.Entry
 	pastErr error
 	clients map[string]string // id → name; "revoked" may not send
+	schema  string            // of template.echo
 	now     time.Time
 }
 
 func newWorld() *world {
-	return &world{clients: map[string]string{}, now: time.Now()}
+	return &world{clients: map[string]string{}, schema: echoSchema, now: time.Now()}
 }
 
 func (w *world) Worker(_ context.Context, s worker.Serial) (worker.Worker, error) {
@@ -47,6 +55,8 @@ func (w *world) Worker(_ context.Context, s worker.Serial) (worker.Worker, error
 		return worker.Worker{Serial: s, Type: "template", TypeVersion: "1.0.0", PluginDigest: "d1", State: worker.StateLive}, nil
 	case retiredSerial:
 		return worker.Worker{Serial: s, State: worker.StateRetired}, nil
+	case failedSerial:
+		return worker.Worker{Serial: s, State: worker.StateFailed}, nil
 	}
 	return worker.Worker{}, fmt.Errorf("worker %s: %w", s, worker.ErrNotFound)
 }
@@ -64,13 +74,17 @@ func (w *world) InputSchema(_ context.Context, digest, kind string) ([]byte, err
 	if digest != "d1" || kind != "template.echo" {
 		return nil, worker.ErrNotFound
 	}
-	return []byte(echoSchema), nil
+	return []byte(w.schema), nil
 }
 
-func (w *world) Record(_ context.Context, e record.Entry) error {
+func (w *world) Record(ctx context.Context, e record.Entry) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if _, err := e.Encode(); err != nil {
+	line, err := e.Encode()
+	if err == nil {
+		e, err = record.Decode(line)
+	}
+	if err = errors.Join(err, ctx.Err()); err != nil {
 		return err
 	}
 	w.entries = append(w.entries, e)
@@ -156,6 +170,8 @@ func TestAdmit(t *testing.T) {
 			edit: func(h *workerv1.Header) { h.Recipient = "DMN-TP-1-0000abcd-fffff" }},
 		{name: "retired recipient", client: "nora", payload: good, code: RecipientRetired,
 			edit: func(h *workerv1.Header) { h.Recipient = string(retiredSerial) }},
+		{name: "failed recipient", client: "nora", payload: good, code: Unavailable,
+			edit: func(h *workerv1.Header) { h.Recipient = string(failedSerial) }},
 		{name: "pool", client: "nora", payload: good, code: RecipientUnknown,
 			edit: func(h *workerv1.Header) { h.Recipient = "pool:template" }},
 		{name: "stranger", payload: good, code: SenderUnknown},
@@ -192,7 +208,7 @@ func TestAdmit(t *testing.T) {
 			if code := codeOf(err); code != test.code {
 				t.Fatalf("code %q, want %q (%v)", code, test.code, err)
 			}
-			if test.code == "" && (a.Worker.Serial != liveSerial || a.Client != test.client) {
+			if test.code == "" && a.Worker.Serial != liveSerial {
 				t.Fatalf("admitted %+v", a)
 			}
 			if recorded := len(w.entries) == 1; recorded != test.recorded {
@@ -275,19 +291,137 @@ func TestReplayAcrossRestart(t *testing.T) {
 	if _, err := w.gate(t).Admit(t.Context(), "p", env); codeOf(err) != Replayed {
 		t.Fatalf("after restart: %v", err)
 	}
+}
 
-	w.past, w.pastErr = nil, errors.New("rows cannot be read")
-	g := w.gate(t)
-	if _, err := g.Admit(t.Context(), "p", sign(t, key, `{"message":"x"}`, func(h *workerv1.Header) {
-		h.IssuedUnixMs, h.ExpiresUnixMs = w.now.Add(-time.Second).UnixMilli(), w.now.Add(time.Second).UnixMilli()
-	})); codeOf(err) != Replayed {
-		t.Fatalf("unreadable past, older envelope: %v", err)
+// TestUnreadablePast starts a gate that cannot know what was let through before:
+// whatever could have been, also of senders whose clocks are ahead, is refused.
+func TestUnreadablePast(t *testing.T) {
+	w := newWorld()
+	key := w.enrol(t, "nora")
+	start := w.now
+	issued := func(at time.Duration) *workerv1.Envelope {
+		return sign(t, key, `{"message":"x"}`, func(h *workerv1.Header) {
+			h.IssuedUnixMs, h.ExpiresUnixMs = start.Add(at).UnixMilli(), start.Add(at+time.Minute).UnixMilli()
+		})
 	}
-	w.now = w.now.Add(time.Second)
-	if _, err := g.Admit(t.Context(), "p", sign(t, key, `{"message":"x"}`, func(h *workerv1.Header) {
-		h.IssuedUnixMs, h.ExpiresUnixMs = w.now.UnixMilli(), w.now.Add(time.Second).UnixMilli()
-	})); err != nil {
-		t.Fatalf("unreadable past, newer envelope: %v", err)
+	earlier := w.gate(t)
+	used := []*workerv1.Envelope{issued(-20 * time.Second), issued(0), issued(20 * time.Second), issued(envelope.MaxSkew - time.Second)}
+	for _, env := range used {
+		if _, err := earlier.Admit(t.Context(), "p", env); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.pastErr = errors.New("rows cannot be read")
+	w.now = start.Add(time.Second)
+	g := w.gate(t)
+	for _, env := range used {
+		if _, err := g.Admit(t.Context(), "p", env); codeOf(err) != Replayed {
+			t.Errorf("replayed: %v", err)
+		}
+	}
+	w.now = w.now.Add(envelope.MaxSkew)
+	if _, err := g.Admit(t.Context(), "p", issued(w.now.Sub(start)+time.Millisecond)); err != nil {
+		t.Errorf("issued after the start: %v", err)
+	}
+}
+
+// TestClockSetBack replays what the window has forgotten, by a clock by which it
+// is fresh again.
+func TestClockSetBack(t *testing.T) {
+	w := newWorld()
+	key := w.enrol(t, "nora")
+	g := w.gate(t)
+	start := w.now
+	valid := func(issued, expires time.Duration) *workerv1.Envelope {
+		return sign(t, key, `{"message":"x"}`, func(h *workerv1.Header) {
+			h.IssuedUnixMs, h.ExpiresUnixMs = start.Add(issued).UnixMilli(), start.Add(expires).UnixMilli()
+		})
+	}
+	used := []*workerv1.Envelope{valid(0, time.Second), valid(0, time.Minute), valid(20*time.Second, 2*time.Minute)}
+	admit := func(what string, env *workerv1.Envelope, codes ...string) {
+		t.Helper()
+		if _, err := g.Admit(t.Context(), "p", env); !slices.Contains(codes, codeOf(err)) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	for _, env := range used {
+		admit("at first", env, "")
+	}
+	for _, jump := range []time.Duration{time.Hour, 24 * time.Hour} {
+		w.now = start.Add(jump)
+		ahead := valid(jump, jump+time.Second)
+		admit("by the clock that jumped", ahead, "")
+		if n := len(g.seen.until); jump == time.Hour && n != 1 {
+			t.Fatalf("%d ids are kept: nothing was forgotten", n)
+		}
+		w.now = start.Add(time.Second)
+		for _, env := range used {
+			admit("by the clock that came back", env, Replayed, Expired)
+		}
+		admit("from the time ahead", ahead, Replayed, NotYetValid)
+		if jump == time.Hour {
+			// It expires later than all that was forgotten.
+			admit("a new one", valid(time.Second, 5*time.Minute), "")
+		}
+	}
+}
+
+// TestLateEnvelopes is no clock's jump: an envelope that was signed for long, and
+// comes after shorter ones were forgotten, is admitted.
+func TestLateEnvelopes(t *testing.T) {
+	w := newWorld()
+	key := w.enrol(t, "nora")
+	g := w.gate(t)
+	start := w.now
+	long := sign(t, key, `{"message":"x"}`, func(h *workerv1.Header) {
+		h.IssuedUnixMs, h.ExpiresUnixMs = start.UnixMilli(), start.Add(envelope.MaxTTL).UnixMilli()
+	})
+	for range 20 {
+		w.now = w.now.Add(sweepEvery + time.Second)
+		if _, err := g.Admit(t.Context(), "p", sign(t, key, `{"message":"x"}`, func(h *workerv1.Header) {
+			h.IssuedUnixMs, h.ExpiresUnixMs = w.now.UnixMilli(), w.now.Add(time.Second).UnixMilli()
+		})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if g.seen.floor.IsZero() {
+		t.Fatal("nothing was forgotten")
+	}
+	if _, err := g.Admit(t.Context(), "p", long); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestHangingUpLeavesATrace refuses an envelope whose sender does not wait.
+func TestHangingUpLeavesATrace(t *testing.T) {
+	w := newWorld()
+	g := w.gate(t)
+	env := sign(t, w.enrol(t, "nora"), `{"message":7}`, nil)
+	ctx, hangUp := context.WithCancel(t.Context())
+	hangUp()
+	if _, err := g.Admit(ctx, "p", env); codeOf(err) != SchemaMismatch {
+		t.Fatal(err)
+	}
+	if len(w.entries) != 1 {
+		t.Fatalf("%d entries", len(w.entries))
+	}
+}
+
+// TestRefusedIsAlwaysRecorded gives the record reasons of every kind.
+func TestRefusedIsAlwaysRecorded(t *testing.T) {
+	w := newWorld()
+	g := w.gate(t)
+	a, err := g.Admit(t.Context(), "p", sign(t, w.enrol(t, "nora"), `{"message":"hi"}`, nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, reason := range []string{"", strings.Repeat("\x00", 70_000), strings.Repeat("é", 70_000), strings.Repeat("\xff", 70_000), "a\xc3"} {
+		if err := g.Refused(t.Context(), strings.Repeat("\xff", 5000), a, worker.Refuse("worker_unavailable", "%s", reason)); !errors.Is(err, worker.ErrRefused) {
+			t.Error(err)
+		}
+		if len(w.entries) != i+1 || utf8.RuneCountInString(w.entries[i].Refusal.Reason) > maxReason {
+			t.Fatalf("%.20q: %d entries, the last is %+v", reason, len(w.entries), w.entries[len(w.entries)-1].Refusal)
+		}
 	}
 }
 
@@ -321,6 +455,50 @@ func TestRates(t *testing.T) {
 	if total != 3*peerRate+2 {
 		t.Fatalf("%d refusals told of", total)
 	}
+}
+
+// TestRun tells of early refusals once a minute, and of the last ones at the end.
+func TestRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		g := w.gate(t)
+		ctx, end := context.WithCancel(t.Context())
+		running := make(chan error)
+		go func() { running <- g.Run(ctx) }()
+		refuse := func(n int) {
+			for range n {
+				if _, err := g.Admit(t.Context(), "uid=7 pid=8", &workerv1.Envelope{Header: []byte{0xff}}); codeOf(err) != Malformed {
+					t.Fatal(err)
+				}
+			}
+		}
+		told := func() (counts []uint64) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			for _, e := range w.entries {
+				if e.Kind != record.RefusedSummary || e.Refusal.Code != Malformed || e.Refusal.Peer != "uid=7 pid=8" {
+					t.Errorf("entry %+v", e)
+				}
+				counts = append(counts, e.Refusal.Count)
+			}
+			return counts
+		}
+		refuse(3)
+		time.Sleep(summaryEvery - time.Second)
+		synctest.Wait()
+		if counts := told(); counts != nil {
+			t.Errorf("too soon: %v", counts)
+		}
+		time.Sleep(2 * time.Second)
+		refuse(2)
+		end()
+		if err := <-running; err != nil {
+			t.Error(err)
+		}
+		if counts := told(); !slices.Equal(counts, []uint64{3, 2}) {
+			t.Errorf("told of %v", counts)
+		}
+	})
 }
 
 func TestPeersAreBounded(t *testing.T) {

@@ -7,8 +7,9 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// limiters holds one token bucket per name and forgets those that are full
-// again, so that names that come once do not pile up.
+// limiters holds one token bucket per name, of a peer (a process, however many
+// connections it makes) or of a client, and forgets those that are full again,
+// so that names that come once do not pile up.
 type limiters struct {
 	limit rate.Limit
 	now   func() time.Time

@@ -11,9 +11,11 @@ import (
 )
 
 // refusals tells the record who was refused. Before the proof holds anybody
-// could have written the envelope: such refusals are counted by peer and code
-// and written as one entry a minute, so that noise cannot fill the record and
-// no claimed sender is blamed. After it each gets an entry of its own.
+// could have written the envelope: such refusals are counted by peer (the
+// process that sent it) and code and written as one entry a minute, so that
+// noise cannot fill the record and no claimed sender is blamed. After it each
+// gets an entry of its own, also when its sender has hung up: else who probes
+// would leave no trace.
 type refusals struct {
 	recorder Recorder
 	log      logger
@@ -34,6 +36,8 @@ const (
 	// maxPeers bounds the counts between two summaries; what goes beyond is
 	// counted for the peer "others".
 	maxPeers = 1000
+	// maxReason bounds a reason in the record, in runes.
+	maxReason = 300
 )
 
 func newRefusals(c Config) *refusals {
@@ -67,9 +71,9 @@ func (r *refusals) proven(ctx context.Context, peer string, a *Admission, err er
 	entry := record.Entry{
 		At: r.now(), Kind: record.Refused,
 		Envelope: record.FieldsOfEnvelope(a.Envelope, a.Header, a.Worker.Serial),
-		Refusal:  &record.RefusalFields{Code: refusal.Code, Reason: refusal.Reason, Peer: peer, Count: 1},
+		Refusal:  &record.RefusalFields{Code: refusal.Code, Reason: cutRunes(refusal.Reason, maxReason), Peer: peer, Count: 1},
 	}
-	if failed := r.recorder.Record(ctx, entry); failed != nil {
+	if failed := r.recorder.Record(context.WithoutCancel(ctx), entry); failed != nil {
 		return errors.Join(err, failed)
 	}
 	return err
@@ -105,4 +109,13 @@ func (r *refusals) summarize(ctx context.Context) {
 			r.log.Warn("refusals not recorded", "peer", key.peer, "code", key.code, "count", n, "error", err)
 		}
 	}
+}
+
+// cutRunes is the beginning of s, of at most n runes.
+func cutRunes(s string, n int) string {
+	r := []rune(s)
+	if len(r) <= n {
+		return s
+	}
+	return string(r[:n-1]) + "…"
 }

@@ -39,10 +39,11 @@ func (s *schemas) check(ctx context.Context, w worker.Worker, kind string, paylo
 	}
 	var value any
 	if err := json.Unmarshal(payload, &value); err != nil {
-		return worker.Refuse(PayloadNotJSON, "the payload is not JSON: %v", err)
+		return worker.Refuse(PayloadNotJSON, "the payload is not JSON: %s", syntaxFault(err))
 	}
 	if err := schema.Validate(value); err != nil {
-		return worker.Refuse(SchemaMismatch, "the payload does not fit %s: %v", kind, err)
+		reason := fmt.Sprintf("the payload does not fit %s: %s", kind, mismatch(err))
+		return &worker.Refusal{Code: SchemaMismatch, Reason: cutRunes(reason, maxReason)}
 	}
 	return nil
 }
@@ -59,9 +60,11 @@ func (s *schemas) of(ctx context.Context, digest, kind string) (*jsonschema.Reso
 	if err != nil {
 		return nil, err
 	}
-	schema := &jsonschema.Schema{}
-	if err := json.Unmarshal(text, schema); err != nil {
-		return nil, err
+	schema := &jsonschema.Schema{} // of a task that takes anything
+	if len(text) > 0 {
+		if err := json.Unmarshal(text, schema); err != nil {
+			return nil, err
+		}
 	}
 	if resolved, err = schema.Resolve(nil); err != nil {
 		return nil, err

@@ -15,15 +15,17 @@ import (
 )
 
 // window remembers the ids of envelopes until their freshness has run out: what
-// it has forgotten, the freshness check refuses. Ids are compared across all
-// senders, as they are random UUIDs, so that no two outstanding envelopes of a
-// worker can share one.
+// it has forgotten, the freshness check refuses. Should the wall clock be set
+// back after that, the floor refuses it: whatever would have been forgotten with
+// it counts as seen. Ids are compared across all senders, as they are random
+// UUIDs, so that no two outstanding envelopes of a worker can share one.
 type window struct {
 	now func() time.Time
 
 	mu        sync.Mutex
 	until     map[string]time.Time // id → when the freshness check takes over
 	swept     time.Time
+	floor     time.Time // the latest until that was forgotten; it never falls
 	notBefore time.Time // envelopes issued earlier are refused
 }
 
@@ -74,8 +76,13 @@ func (w *window) insert(h *workerv1.Header) error {
 		return err
 	}
 	w.sweep()
-	w.until[h.GetId()] = time.UnixMilli(h.GetExpiresUnixMs()).Add(envelope.MaxSkew)
+	w.until[h.GetId()] = until(h)
 	return nil
+}
+
+// until is when an envelope is fresh no more, by any clock that may be right.
+func until(h *workerv1.Header) time.Time {
+	return time.UnixMilli(h.GetExpiresUnixMs()).Add(envelope.MaxSkew)
 }
 
 func (w *window) look(h *workerv1.Header) error {
@@ -83,7 +90,10 @@ func (w *window) look(h *workerv1.Header) error {
 		return worker.Refuse(Replayed, "envelope %s was seen before", h.GetId())
 	}
 	if time.UnixMilli(h.GetIssuedUnixMs()).Before(w.notBefore) {
-		return worker.Refuse(Replayed, "envelope %s was issued before this host started and the record of that time cannot be read", h.GetId())
+		return worker.Refuse(Replayed, "envelope %s may have been seen before this host started: the record of that time cannot be read", h.GetId())
+	}
+	if !until(h).After(w.floor) {
+		return worker.Refuse(Expired, "it had expired before the host's clock was set back")
 	}
 	return nil
 }
@@ -97,6 +107,9 @@ func (w *window) sweep() {
 	for id, until := range w.until {
 		if now.After(until) {
 			delete(w.until, id)
+			if until.After(w.floor) {
+				w.floor = until
+			}
 		}
 	}
 }
