@@ -216,8 +216,7 @@ func (g *Gate) sender(ctx context.Context, id string) (ed25519.PublicKey, error)
 // refusal turns a format error of the envelope package into a refusal, keeping
 // its code.
 func refusal(err error, otherwise string) error {
-	var format *envelope.FormatError
-	if errors.As(err, &format) {
+	if format, ok := errors.AsType[*envelope.FormatError](err); ok {
 		return worker.Refuse(format.Code, "%s", format.Reason)
 	}
 	return worker.Refuse(otherwise, "%v", err)

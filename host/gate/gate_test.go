@@ -135,8 +135,7 @@ func sign(t *testing.T, key ed25519.PrivateKey, payload string, edit func(*worke
 }
 
 func codeOf(err error) string {
-	var refusal *worker.Refusal
-	if errors.As(err, &refusal) {
+	if refusal, ok := errors.AsType[*worker.Refusal](err); ok {
 		return refusal.Code
 	}
 	if err != nil {
@@ -163,28 +162,44 @@ func TestAdmit(t *testing.T) {
 		recorded bool // an entry of its own, in the sender's name
 	}{
 		{name: "admitted", client: "nora", payload: good},
-		{name: "too large", client: "nora", payload: good, code: PayloadTooLarge,
-			spoil: func(e *workerv1.Envelope) { e.Payload = make([]byte, envelope.MaxPayload+1) }},
+		{
+			name: "too large", client: "nora", payload: good, code: PayloadTooLarge,
+			spoil: func(e *workerv1.Envelope) { e.Payload = make([]byte, envelope.MaxPayload+1) },
+		},
 		{name: "no header", client: "nora", payload: good, code: Malformed, spoil: func(e *workerv1.Envelope) { e.Header = []byte{0xff} }},
-		{name: "unknown recipient", client: "nora", payload: good, code: RecipientUnknown,
-			edit: func(h *workerv1.Header) { h.Recipient = "DMN-TP-1-0000abcd-fffff" }},
-		{name: "retired recipient", client: "nora", payload: good, code: RecipientRetired,
-			edit: func(h *workerv1.Header) { h.Recipient = string(retiredSerial) }},
-		{name: "failed recipient", client: "nora", payload: good, code: Unavailable,
-			edit: func(h *workerv1.Header) { h.Recipient = string(failedSerial) }},
-		{name: "pool", client: "nora", payload: good, code: RecipientUnknown,
-			edit: func(h *workerv1.Header) { h.Recipient = "pool:template" }},
+		{
+			name: "unknown recipient", client: "nora", payload: good, code: RecipientUnknown,
+			edit: func(h *workerv1.Header) { h.Recipient = "DMN-TP-1-0000abcd-fffff" },
+		},
+		{
+			name: "retired recipient", client: "nora", payload: good, code: RecipientRetired,
+			edit: func(h *workerv1.Header) { h.Recipient = string(retiredSerial) },
+		},
+		{
+			name: "failed recipient", client: "nora", payload: good, code: Unavailable,
+			edit: func(h *workerv1.Header) { h.Recipient = string(failedSerial) },
+		},
+		{
+			name: "pool", client: "nora", payload: good, code: RecipientUnknown,
+			edit: func(h *workerv1.Header) { h.Recipient = "pool:template" },
+		},
 		{name: "stranger", payload: good, code: SenderUnknown},
 		{name: "revoked", client: "revoked", payload: good, code: SenderRevoked},
 		{name: "expired", client: "nora", payload: good, code: Expired, edit: times(-2*time.Minute, -time.Minute)},
 		{name: "not yet valid", client: "nora", payload: good, code: NotYetValid, edit: times(time.Minute, 2*time.Minute)},
 		{name: "valid for too long", client: "nora", payload: good, code: TTLTooLong, edit: times(0, 10*time.Minute)},
-		{name: "tampered payload", client: "nora", payload: good, code: BadProof,
-			spoil: func(e *workerv1.Envelope) { e.Payload = []byte(`{"message":"ho"}`) }},
-		{name: "tampered signature", client: "nora", payload: good, code: BadProof,
-			spoil: func(e *workerv1.Envelope) { e.GetProof().GetSignature()[3] ^= 1 }},
-		{name: "unknown kind", client: "nora", payload: good, code: KindUnknown, recorded: true,
-			edit: func(h *workerv1.Header) { h.Kind = "template.nothing" }},
+		{
+			name: "tampered payload", client: "nora", payload: good, code: BadProof,
+			spoil: func(e *workerv1.Envelope) { e.Payload = []byte(`{"message":"ho"}`) },
+		},
+		{
+			name: "tampered signature", client: "nora", payload: good, code: BadProof,
+			spoil: func(e *workerv1.Envelope) { e.GetProof().GetSignature()[3] ^= 1 },
+		},
+		{
+			name: "unknown kind", client: "nora", payload: good, code: KindUnknown, recorded: true,
+			edit: func(h *workerv1.Header) { h.Kind = "template.nothing" },
+		},
 		{name: "not JSON", client: "nora", payload: "hi", code: PayloadNotJSON, recorded: true},
 		{name: "no payload", client: "nora", payload: "", code: PayloadNotJSON, recorded: true},
 		{name: "misses the schema", client: "nora", payload: `{"message":7}`, code: SchemaMismatch, recorded: true},
