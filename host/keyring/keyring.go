@@ -17,13 +17,13 @@ import (
 	"crypto/hkdf"
 	"crypto/rand"
 	"crypto/sha256"
-	"encoding/base64"
 	"encoding/hex"
 	"fmt"
 	"path/filepath"
-	"strings"
 
 	"golang.org/x/mod/sumdb/note"
+
+	"github.com/dals-host/dals-host/sdk/vault"
 )
 
 const (
@@ -97,26 +97,13 @@ func derive(seed []byte) (*Keyring, error) {
 	}
 	id := sha256.Sum256(k.ca.Public())
 	k.hostID = hex.EncodeToString(id[:8])
+	origin := vault.Origin(k.hostID)
 	var err error
-	k.signer, k.checkpoint, err = noteKey("dals."+k.hostID+"/record", checkpoint)
+	if k.signer, err = vault.NoteSigner(origin, checkpoint.private); err != nil {
+		return nil, err
+	}
+	k.checkpoint, _, err = vault.NoteVerifier(origin, checkpoint.Public())
 	return k, err
-}
-
-// noteKey makes a note signer and its verifier key, in the encoding of
-// golang.org/x/mod/sumdb/note.
-func noteKey(name string, key Key) (note.Signer, string, error) {
-	const ed25519Algorithm = 1
-	verifier, err := note.NewEd25519VerifierKey(name, key.Public())
-	if err != nil {
-		return nil, "", fmt.Errorf("checkpoint key: %w", err)
-	}
-	hash := strings.Split(verifier, "+")[1]
-	secret := base64.StdEncoding.EncodeToString(append([]byte{ed25519Algorithm}, key.private.Seed()...))
-	signer, err := note.NewSigner("PRIVATE+KEY+" + name + "+" + hash + "+" + secret)
-	if err != nil {
-		return nil, "", fmt.Errorf("checkpoint key: %w", err)
-	}
-	return signer, verifier, nil
 }
 
 // HostID is the host's name: 16 hex digits of the SHA-256 of its CA key.
