@@ -144,7 +144,7 @@ func (l *launcher) started(serial worker.Serial) int {
 	return l.starts[serial]
 }
 
-// run is a worker that runs already.
+// runs makes a worker one that runs already.
 func (l *launcher) runs(serial worker.Serial) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
