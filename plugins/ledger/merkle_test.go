@@ -15,6 +15,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/mod/sumdb/tlog"
+	"golang.org/x/sys/unix"
 )
 
 // naiveRoot is the Merkle tree hash as RFC 6962 section 2.1 words it.
@@ -254,6 +255,14 @@ func TestOneWriter(t *testing.T) {
 	if got, err := l.record(0); err != nil || string(got) != "one" {
 		t.Errorf("the first one reads %q, %v", got, err)
 	}
+	// A child has every open file between its fork and its exec, whatever is
+	// to be closed then: the log can be opened again all the same.
+	child, err := unix.Dup(int(l.records.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(child)
+	reopen(t, l, dir)
 }
 
 // TestFailedWrites: what does not get to disk is not in the log, and a disk that
