@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -187,50 +188,61 @@ func TestGapInTheRows(t *testing.T) {
 	}
 }
 
+// TestVerifyWhilePublishing: whatever is being published meanwhile, readers see
+// the whole log of some moment in between.
 func TestVerifyWhilePublishing(t *testing.T) {
 	t.Parallel()
 	dir, s := t.TempDir(), newRows(0)
 	l := openLog(t, dir, s)
 	l.pause = 0
 	stop := start(t, l)
-	growing := make(chan struct{})
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for tick := time.Tick(time.Millisecond); ; {
-			select {
-			case <-tick:
-				s.grow(uint64(1 + rand.IntN(60)))
-			case <-growing:
-				return
-			}
-		}
-	}()
-	const enough = 10
-	sizes := map[uint64]bool{}
-	for deadline := time.Now().Add(5 * time.Second); len(sizes) < enough && time.Now().Before(deadline); {
+	for range 10 {
+		before := s.size.Load()
+		stopGrowing := growUntilStopped(t, l, s)
 		r := verify(t, dir, s)
-		if len(r.Problems)+len(r.Leftovers) > 0 {
-			t.Fatalf("at %d: %q, %q", r.Size, r.Problems, r.Leftovers)
-		}
-		sizes[r.Size] = true
 		if r.Size > 0 {
 			p, err := Prove(t.Context(), dir, s, r.Size-1)
 			if err == nil {
 				err = p.Check(verifier(t))
 			}
 			if err != nil {
-				t.Fatal(err)
+				t.Error(err)
 			}
 		}
+		stopGrowing()
+		if after := s.size.Load(); len(r.Problems)+len(r.Leftovers) > 0 || r.Size < before || r.Size > after {
+			t.Errorf("at %d, from %d to %d: %q, %q", r.Size, before, after, r.Problems, r.Leftovers)
+		}
 	}
-	close(growing)
-	<-done
 	if err := stop(); err != nil {
 		t.Fatal(err)
 	}
-	if len(sizes) < enough {
-		t.Errorf("only %d sizes were seen", len(sizes))
+}
+
+// growUntilStopped has l publish more and more of s, at least once and not
+// without end: a reader that is starved must not be left ever more to read.
+func growUntilStopped(t *testing.T, l *Log, s *rowsOf) (stop func()) {
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	stopped := make(chan struct{})
+	var growing sync.WaitGroup
+	growing.Go(func() {
+		defer cancel()
+		for range 20 {
+			s.grow(uint64(1 + rand.IntN(60)))
+			if err := l.WaitFor(ctx, s.size.Load()-1); err != nil {
+				t.Error(err)
+				return
+			}
+			select {
+			case <-stopped:
+				return
+			default:
+			}
+		}
+	})
+	return func() {
+		close(stopped)
+		growing.Wait()
 	}
 }
 
