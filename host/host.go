@@ -146,7 +146,7 @@ func (h *Host) recover(ctx context.Context) error {
 		// What could not be undone stays in the journal; the host serves on.
 		h.Logger.Error("not all that was left open could be settled", "error", err)
 	}
-	swept, err := h.stage.Sweep(func(worker.Serial) bool { return false })
+	swept, err := h.stage.Sweep()
 	if err != nil {
 		return fmt.Errorf("sweep stages: %w", err)
 	}
@@ -160,6 +160,7 @@ func (h *Host) recover(ctx context.Context) error {
 	for _, w := range workers {
 		h.adopt(ctx, w)
 	}
+	h.reportStrays(ctx, workers)
 	h.broker.Start()
 	return nil
 }
@@ -175,6 +176,33 @@ func (h *Host) adopt(ctx context.Context, w worker.Worker) {
 		h.supervisor.Keep(w)
 	}
 	h.mirror(w.Serial)
+}
+
+// reportStrays tells of folders and running workers that the registry does not
+// know. They are never taken for leftovers: somebody may have to look at them.
+func (h *Host) reportStrays(ctx context.Context, known []worker.Worker) {
+	isKnown := map[worker.Serial]bool{}
+	for _, w := range known {
+		isKnown[w.Serial] = true
+	}
+	folders, err := h.stage.Instances()
+	if err != nil {
+		h.Logger.Warn("workers' folders not compared with the registry", "error", err)
+	}
+	for _, serial := range folders {
+		if !isKnown[serial] {
+			h.Logger.Warn("the registry does not know the worker of this folder; left alone", "folder", h.stage.Dir(serial))
+		}
+	}
+	created, err := h.launcher.List(ctx)
+	if err != nil {
+		h.Logger.Warn("launched workers not compared with the registry", "error", err)
+	}
+	for _, s := range created {
+		if !isKnown[s.Serial] {
+			h.Logger.Warn("the registry does not know this worker; left alone", "serial", s.Serial, "running", s.Running, "pid", s.PID)
+		}
+	}
 }
 
 // Ready is closed once the host serves.

@@ -108,14 +108,6 @@ func (tx *Tx) freeUID(serial worker.Serial) error {
 	return tx.q.FreeUIDOf(tx.ctx, sqlcgen.FreeUIDOfParams{FreeFrom: millis(tx.now()), Serial: serial})
 }
 
-// QuarantineUID keeps a free uid from being allocated before a time. One that is
-// in use is left alone.
-func (tx *Tx) QuarantineUID(uid int, until time.Time) error {
-	return tx.do(fmt.Sprintf("quarantine uid %d", uid), func() error {
-		return tx.q.QuarantineUID(tx.ctx, sqlcgen.QuarantineUIDParams{Uid: uid, FreeFrom: millis(until)})
-	})
-}
-
 // PortTaken says whether a worker that is not retired has the port, or it is in
 // quarantine.
 func (r *Registry) PortTaken(ctx context.Context, port int) (bool, error) {

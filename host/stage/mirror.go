@@ -2,9 +2,7 @@ package stage
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
-	"io/fs"
 	"path"
 	"path/filepath"
 
@@ -26,18 +24,6 @@ func (s *Store) WriteMirror(serial worker.Serial, json []byte) error {
 	err = renameio.WriteFile(filepath.Join(s.dir, name), json, 0o600, renameio.WithTempDir(filepath.Join(s.dir, staging)))
 	if err != nil {
 		return fmt.Errorf("write mirror of %s: %w", serial, err)
-	}
-	return nil
-}
-
-// RemoveMirror removes instances/worker_<serial>.json.
-func (s *Store) RemoveMirror(serial worker.Serial) error {
-	name, err := mirror(serial)
-	if err != nil {
-		return err
-	}
-	if err := s.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove mirror of %s: %w", serial, err)
 	}
 	return nil
 }

@@ -3,7 +3,7 @@
 // folder is there whole or not at all. Both lie below one directory, so they
 // are on one file system by construction.
 //
-// Every undo (Drop, Demote, Remove, RemoveMirror) may be repeated and treats
+// Every undo (Drop, Demote, Remove) may be repeated and treats
 // what is not there as done. A crash leaves at most a stage, which Sweep
 // removes. The mirror of a worker, instances/worker_<serial>.json, is written
 // whole, and only when it differs.
@@ -130,23 +130,19 @@ func (s *Store) Remove(serial worker.Serial) error {
 	return nil
 }
 
-// Sweep removes the stages that keep does not want, and names them; and
-// whatever else a crash left among the stages.
-func (s *Store) Sweep(keep func(worker.Serial) bool) ([]worker.Serial, error) {
+// Sweep removes all stages, and names them, and whatever else a crash left among
+// them. It is for the start, when nothing is being forged.
+func (s *Store) Sweep() ([]worker.Serial, error) {
 	entries, err := fs.ReadDir(s.root.FS(), staging)
 	if err != nil {
 		return nil, fmt.Errorf("sweep stages: %w", err)
 	}
 	var removed []worker.Serial
 	for _, e := range entries {
-		serial, notSerial := worker.ParseSerial(e.Name())
-		if notSerial == nil && keep(serial) {
-			continue
-		}
 		if err := removeAll(s.root, path.Join(staging, e.Name())); err != nil {
 			return removed, fmt.Errorf("sweep stage %s: %w", e.Name(), err)
 		}
-		if notSerial == nil {
+		if serial, err := worker.ParseSerial(e.Name()); err == nil {
 			removed = append(removed, serial)
 		}
 	}

@@ -32,9 +32,6 @@ SELECT CAST(EXISTS (SELECT 1 FROM uids WHERE uid = ? AND free_from = 0) AS INTEG
 UPDATE uids SET free_from = sqlc.arg(free_from)
 WHERE uid = (SELECT w.uid FROM workers w WHERE w.serial = sqlc.arg(serial) AND w.own_uid = 1 AND w.state <> 'retired');
 
--- name: QuarantineUID :exec
-UPDATE uids SET free_from = sqlc.arg(free_from) WHERE uid = sqlc.arg(uid) AND free_from > 0;
-
 -- name: PortTaken :one
 SELECT CAST(
     EXISTS (SELECT 1 FROM workers w WHERE w.port = sqlc.arg(port) AND w.port > 0 AND w.state <> 'retired')

@@ -123,9 +123,6 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.quarantinePortStmt, err = db.PrepareContext(ctx, quarantinePort); err != nil {
 		return nil, fmt.Errorf("error preparing query QuarantinePort: %w", err)
 	}
-	if q.quarantineUIDStmt, err = db.PrepareContext(ctx, quarantineUID); err != nil {
-		return nil, fmt.Errorf("error preparing query QuarantineUID: %w", err)
-	}
 	if q.quarantinedStmt, err = db.PrepareContext(ctx, quarantined); err != nil {
 		return nil, fmt.Errorf("error preparing query Quarantined: %w", err)
 	}
@@ -329,11 +326,6 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing quarantinePortStmt: %w", cerr)
 		}
 	}
-	if q.quarantineUIDStmt != nil {
-		if cerr := q.quarantineUIDStmt.Close(); cerr != nil {
-			err = fmt.Errorf("error closing quarantineUIDStmt: %w", cerr)
-		}
-	}
 	if q.quarantinedStmt != nil {
 		if cerr := q.quarantinedStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing quarantinedStmt: %w", cerr)
@@ -461,7 +453,6 @@ type Queries struct {
 	putQuarantinedStmt      *sql.Stmt
 	putTypeStmt             *sql.Stmt
 	quarantinePortStmt      *sql.Stmt
-	quarantineUIDStmt       *sql.Stmt
 	quarantinedStmt         *sql.Stmt
 	revokeClientStmt        *sql.Stmt
 	setMetaStmt             *sql.Stmt
@@ -512,7 +503,6 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		putQuarantinedStmt:      q.putQuarantinedStmt,
 		putTypeStmt:             q.putTypeStmt,
 		quarantinePortStmt:      q.quarantinePortStmt,
-		quarantineUIDStmt:       q.quarantineUIDStmt,
 		quarantinedStmt:         q.quarantinedStmt,
 		revokeClientStmt:        q.revokeClientStmt,
 		setMetaStmt:             q.setMetaStmt,

@@ -157,20 +157,6 @@ func (q *Queries) QuarantinePort(ctx context.Context, arg QuarantinePortParams) 
 	return err
 }
 
-const quarantineUID = `-- name: QuarantineUID :exec
-UPDATE uids SET free_from = ?1 WHERE uid = ?2 AND free_from > 0
-`
-
-type QuarantineUIDParams struct {
-	FreeFrom int64
-	Uid      int
-}
-
-func (q *Queries) QuarantineUID(ctx context.Context, arg QuarantineUIDParams) error {
-	_, err := q.exec(ctx, q.quarantineUIDStmt, quarantineUID, arg.FreeFrom, arg.Uid)
-	return err
-}
-
 const takeUID = `-- name: TakeUID :exec
 INSERT INTO uids (uid, free_from) VALUES (?, 0) ON CONFLICT (uid) DO UPDATE SET free_from = 0
 `
