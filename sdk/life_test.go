@@ -62,27 +62,33 @@ func TestHeartbeat(t *testing.T) {
 		t.Errorf("first: %v", first)
 	}
 	must(t, stream.Send(&workerv1.HeartbeatRequest{IntervalMs: 1}))
-	last, started := first.GetSequence(), time.Now()
-	for range 4 {
-		h, err := stream.Recv()
-		must(t, err)
-		if h.GetSequence() != last+1 || h.GetPong() != 0 || h.GetStartedAtUnixMs() != first.GetStartedAtUnixMs() {
-			t.Errorf("beat %v after %d", h, last)
+	last, asked := first.GetSequence(), time.Now()
+	eventually(t, "4 beats in a second", func() bool {
+		started := time.Now()
+		for range 4 {
+			h, err := stream.Recv()
+			must(t, err)
+			if h.GetSequence() != last+1 || h.GetPong() != 0 || h.GetStartedAtUnixMs() != first.GetStartedAtUnixMs() {
+				t.Errorf("beat %v after %d", h, last)
+			}
+			last = h.GetSequence()
 		}
-		last = h.GetSequence()
-	}
-	if took := time.Since(started); took < 150*time.Millisecond || took > 2*time.Second {
-		t.Errorf("4 beats at the least interval took %s", took)
-	}
+		const least = 50 * time.Millisecond
+		beats := time.Duration(last - first.GetSequence() - 1) // one may have been due before
+		if took := time.Since(asked); took < beats*least {
+			t.Errorf("%d beats within %s", beats+1, took)
+		}
+		return time.Since(started) < time.Second
+	})
 	must(t, stream.Send(&workerv1.HeartbeatRequest{IntervalMs: 60_000}))
-	started = time.Now()
+	started := time.Now()
 	must(t, stream.Send(&workerv1.HeartbeatRequest{Ping: 42}))
 	for pong := uint64(0); pong != 42; {
 		h, err := stream.Recv()
 		must(t, err)
 		pong = h.GetPong()
 	}
-	if took := time.Since(started); took > time.Second {
+	if took := time.Since(started); took > 10*time.Second { // a beat would take a minute
 		t.Errorf("the pong took %s", took)
 	}
 	must(t, stream.CloseSend())

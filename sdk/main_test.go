@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
@@ -95,9 +96,12 @@ func (p *probe) typ() sdk.Type {
 			sdk.Func("probe.color", "Tell the configuration.", func(context.Context, nothing) (probeConfig, error) {
 				return *p.config, nil
 			}),
-			sdk.Func("probe.pause", "Take half a second.", func(context.Context, nothing) (text, error) {
-				time.Sleep(500 * time.Millisecond) // work that heeds nothing
-				return text{Text: "rested"}, nil
+			sdk.Func("probe.await", "Stay until the state has a file named go.", func(ctx context.Context, _ nothing) (text, error) {
+				goFile := filepath.Join(sdk.FromContext(ctx).StateDir(), "go")
+				for _, err := os.Stat(goFile); err != nil && ctx.Err() == nil; _, err = os.Stat(goFile) {
+					time.Sleep(5 * time.Millisecond)
+				}
+				return text{Text: "went"}, ctx.Err()
 			}),
 		},
 		Open:  func(_ context.Context, w *sdk.Worker) error { p.opened = w; return p.openErr },
