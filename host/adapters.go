@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"fmt"
 	"iter"
+	"runtime"
 	"time"
 
 	"github.com/dals-host/dals-host/host/broker"
@@ -129,12 +130,26 @@ func (g gateway) Refused(ctx context.Context, peer string, a broker.Admitted, er
 func (h *Host) spec(w worker.Worker) launch.Spec {
 	s := launch.Spec{
 		Serial: w.Serial, Dir: h.stage.Dir(w.Serial), UID: w.UID,
-		Image: launch.Image{Digest: w.PluginDigest, Path: h.binary(w.PluginDigest), Type: w.Type, Version: w.TypeVersion},
+		Image: launch.Image{Digest: w.PluginDigest, Path: h.paths.binary(w.PluginDigest), Type: w.Type, Version: w.TypeVersion},
 	}
 	// A descriptor that cannot be read leaves the launcher's default limits.
 	if d, err := h.plugins.Descriptor(w.PluginDigest); err == nil {
-		r := d.GetResources()
-		s.Limits = worker.Limits{MemoryBytes: r.GetMemoryBytes(), CPUMillis: r.GetCpuMillis(), PIDs: r.GetPids()}
+		s.Limits = limitsFor(d.GetResources())
 	}
 	return s
+}
+
+// What a worker gets at most, whatever its type asks for: a stranger's plugin
+// must not be able to ask for the machine.
+const (
+	maxMemoryBytes = 1 << 30
+	maxPIDs        = 1024
+)
+
+func limitsFor(asked *workerv1.Resources) worker.Limits {
+	return worker.Limits{
+		MemoryBytes: min(asked.GetMemoryBytes(), maxMemoryBytes),
+		CPUMillis:   min(asked.GetCpuMillis(), int64(runtime.NumCPU())*1000),
+		PIDs:        min(asked.GetPids(), maxPIDs),
+	}
 }

@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -92,7 +91,7 @@ func New(ctx context.Context, c Config) (_ *Host, err error) {
 		}
 	}()
 	for _, open := range []func(context.Context) error{
-		h.lockFolder, h.openRegistry, h.openKeys, h.openRecord, h.openLauncher, h.openStage, h.openPorts,
+		h.lockFolder, h.openRegistry, h.openKeys, h.lockIdentity, h.openRecord, h.openLauncher, h.openStage, h.openPorts,
 		h.openCatalog, h.openGateAndBroker, h.openSupervisorAndForge, h.openHTTP, h.openControl,
 	} {
 		if err := open(ctx); err != nil {
@@ -240,33 +239,4 @@ func pathsOf(data string) paths {
 		data: data, lock: in("host.lock"), keys: in("keys"), registry: in("registry.db"), record: in("record"),
 		store: in("store"), plugins: in("plugins"), probes: in("probes"), workers: in("workers"), socket: in("host.sock"),
 	}
-}
-
-// lockPatience is how long a host that was killed a moment ago may take to let
-// go of its lock.
-const lockPatience = 2 * time.Second
-
-// lockFolder makes the data folder if need be and takes it for this host alone.
-func (h *Host) lockFolder(ctx context.Context) error {
-	for _, dir := range []string{h.paths.data, h.paths.plugins} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return worker.Hint(fmt.Errorf("make data folder: %w", err), "the host's user must be able to write there; or use --data-dir")
-		}
-	}
-	if err := os.Chmod(h.paths.data, 0o700); err != nil {
-		return worker.Hint(fmt.Errorf("close data folder to others: %w", err), "the data folder must belong to the host's user")
-	}
-	h.lock = flock.New(h.paths.lock, flock.SetPermissions(0o600))
-	ctx, cancel := context.WithTimeout(ctx, lockPatience)
-	defer cancel()
-	locked, err := h.lock.TryLockContext(ctx, 10*time.Millisecond)
-	if err != nil && !errors.Is(err, context.DeadlineExceeded) {
-		return fmt.Errorf("lock data folder: %w", err)
-	}
-	if !locked {
-		return worker.Hint(fmt.Errorf("data folder %s: another host runs on it: %w", h.paths.data, worker.ErrConflict),
-			"use that host, end it with dals-host down, or give another --data-dir")
-	}
-	h.onClose(h.lock.Unlock)
-	return nil
 }

@@ -2,6 +2,8 @@ package host
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -28,9 +30,11 @@ type integrity struct {
 	recordDir string
 	verifier  note.Verifier
 	open      func(worker.Serial) (*os.Root, error) // a worker's folder
+	binary    func(digest string) string            // a plugin in the store
 
-	once  singleflight.Group
-	known sync.Map // serial → finding
+	hashes hashes
+	once   singleflight.Group
+	known  sync.Map // serial → finding
 }
 
 // finding is what a check found; it is good for a short while, so that asking
@@ -76,41 +80,82 @@ func (i *integrity) check(ctx context.Context, w worker.Worker) ([]string, error
 		return nil, err
 	}
 	defer root.Close()
-	differences, err := manifestDifferences(root, i.keys, w)
+	differences, err := i.checkFiles(root, w)
 	if err != nil {
 		return nil, err
 	}
-	block, err := root.ReadFile(vault.AccountabilityFile)
-	if err == nil {
-		err = i.checkVault(ctx, w, block)
+	if fault := i.checkBinary(w); fault != "" {
+		differences = append(differences, fault)
 	}
-	if err != nil {
-		differences = append(differences, vault.AccountabilityFile+": "+err.Error())
+	if len(differences) > 0 {
+		return differences, nil // what lies in the vault's place need not be a vault
 	}
-	return differences, nil
+	return i.checkVault(ctx, root, w)
 }
 
-func (i *integrity) checkVault(ctx context.Context, w worker.Worker, block []byte) error {
-	if _, _, err := vault.CheckAccountability(block, string(w.Serial), i.keys.HostID(), i.keys.CheckpointKey()); err != nil {
-		return err
-	}
-	var accountability vault.Accountability
-	if err := json.Unmarshal(block, &accountability); err != nil {
-		return err
-	}
-	return record.Extends(ctx, i.recordDir, i.verifier, accountability.Checkpoint)
-}
-
-func manifestDifferences(root *os.Root, keys *keyring.Keyring, w worker.Worker) ([]string, error) {
-	m, err := manifest.Check(root, keys.Manifest().Public())
+// checkFiles compares the folder with the manifest, and the manifest with what
+// the registry knows of the worker.
+func (i *integrity) checkFiles(root *os.Root, w worker.Worker) (differences []string, err error) {
+	m, err := manifest.Check(root, i.keys.Manifest().Public())
 	var fault *manifest.Fault
 	switch {
 	case errors.As(err, &fault):
 		return fault.Differences, nil
 	case err != nil:
 		return nil, fmt.Errorf("check manifest: %w", err)
-	case m.WorkerSerial != string(w.Serial):
-		return []string{fmt.Sprintf("%s: it is the manifest of worker %s", manifest.File, m.WorkerSerial)}, nil
+	}
+	text, err := root.ReadFile(manifest.File)
+	if err != nil {
+		return nil, fmt.Errorf("read manifest: %w", err)
+	}
+	sum := sha256.Sum256(text)
+	for _, c := range []struct{ what, manifest, registry string }{
+		{"worker_serial", m.WorkerSerial, string(w.Serial)},
+		{"host_id", m.HostID, i.keys.HostID()},
+		{"public_key", hex.EncodeToString(m.PublicKey), hex.EncodeToString(w.PublicKey)},
+		{"plugin_sha256", m.PluginDigest, w.PluginDigest},
+		{"manifest_sha256", hex.EncodeToString(sum[:]), w.ManifestSHA256},
+	} {
+		if c.manifest != c.registry {
+			differences = append(differences, fmt.Sprintf("%s: %s is %s, the registry has %s", manifest.File, c.what, c.manifest, c.registry))
+		}
+	}
+	return differences, nil
+}
+
+// checkBinary compares the store's copy of the plugin, which is what runs, with
+// its digest. A file that has not changed since is not read again.
+func (i *integrity) checkBinary(w worker.Worker) string {
+	path := i.binary(w.PluginDigest)
+	digest, err := i.hashes.of(path)
+	switch {
+	case err != nil:
+		return fmt.Sprintf("plugin binary: %v", err)
+	case digest != w.PluginDigest:
+		return fmt.Sprintf("plugin binary %s: sha256 is %s", path, digest)
+	}
+	return ""
+}
+
+// checkVault checks the vault block, and that the record still extends what it
+// saw. That it does not is the record's fault, not the worker's.
+func (i *integrity) checkVault(ctx context.Context, root *os.Root, w worker.Worker) ([]string, error) {
+	block, err := root.ReadFile(vault.AccountabilityFile)
+	if err != nil {
+		return nil, fmt.Errorf("read vault: %w", err)
+	}
+	if _, _, err := vault.CheckAccountability(block, string(w.Serial), i.keys.HostID(), i.keys.CheckpointKey()); err != nil {
+		return []string{vault.AccountabilityFile + ": " + err.Error()}, nil
+	}
+	var accountability vault.Accountability
+	if err := json.Unmarshal(block, &accountability); err != nil {
+		return nil, fmt.Errorf("read vault: %w", err)
+	}
+	if err := record.Extends(ctx, i.recordDir, i.verifier, accountability.Checkpoint); err != nil {
+		return []string{RecordFault + err.Error()}, nil
 	}
 	return nil, nil
 }
+
+// RecordFault begins a difference that is the record's, not the worker's.
+const RecordFault = "record: "

@@ -66,7 +66,7 @@ func VerifyWorker(ctx context.Context, dataDir, ref string) (worker.Worker, []st
 	}
 	check := &integrity{keys: f.keys, recordDir: f.paths.record, verifier: f.verifier, open: func(serial worker.Serial) (*os.Root, error) {
 		return os.OpenRoot(filepath.Join(f.paths.workers, "instances", string(serial)))
-	}}
+	}, binary: f.paths.binary}
 	differences, err := check.check(ctx, w)
 	return w, differences, err
 }

@@ -2,6 +2,8 @@ package host
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -23,16 +25,28 @@ import (
 	"github.com/dals-host/dals-host/sdk/identity"
 )
 
-// The uids that a root host gives to workers, and to the probes of plugins (two,
-// from probeUID on): above the system's own, below what useradd hands out as
-// subordinate ids (100000 on).
-var workerUIDs = forge.UIDRange{Low: 70_000, High: 99_999}
+// The uids of a host that is root: a block for each host of a machine, chosen by
+// its id, far above what useradd and the container tools hand out. The first two
+// are for probes of plugins, the others for workers.
+const (
+	firstUID    = 1 << 30
+	uidsPerHost = 1 << 14
+	uidBlocks   = 1 << 15
+	probeUIDs   = 2
+)
 
-const probeUID = 69_998
+// firstUIDOf is where a host's block begins.
+func firstUIDOf(hostID string) int {
+	sum := sha256.Sum256([]byte(hostID))
+	return firstUID + int(binary.BigEndian.Uint16(sum[:])%uidBlocks)*uidsPerHost
+}
 
-// metaOperator is set once the operator is enrolled: what must happen once in a
-// data folder's life has happened.
-const metaOperator = "operator_enrolled"
+// What must happen once in a data folder's life leaves a mark in the registry:
+// the operator is enrolled; the record has a checkpoint.
+const (
+	metaOperator = "operator_enrolled"
+	metaRecord   = "record_published"
+)
 
 func (h *Host) openRegistry(ctx context.Context) (err error) {
 	h.registry, err = registry.Open(ctx, registry.Config{Path: h.paths.registry, Logger: h.Logger.Named("registry")})
@@ -65,11 +79,20 @@ func (h *Host) openKeys(ctx context.Context) error {
 	return h.enrol(ctx, operator, func(tx *registry.Tx) error { return tx.SetMeta(metaOperator, operator.ID) })
 }
 
-func (h *Host) openRecord(ctx context.Context) (err error) {
+func (h *Host) openRecord(ctx context.Context) error {
+	_, err := h.registry.Meta(ctx, metaRecord)
+	published := err == nil
+	if err != nil && !errors.Is(err, worker.ErrNotFound) {
+		return err
+	}
 	h.record, err = record.Open(ctx, record.Config{
-		Dir: h.paths.record, Signer: h.keys.CheckpointSigner(), Source: source{h.registry}, Logger: h.Logger.Named("record"),
+		Dir: h.paths.record, Signer: h.keys.CheckpointSigner(), Source: source{h.registry},
+		Published: published, Logger: h.Logger.Named("record"),
 	})
-	return err
+	if err != nil || published {
+		return err
+	}
+	return h.registry.Update(ctx, func(tx *registry.Tx) error { return tx.SetMeta(metaRecord, h.keys.HostID()) })
 }
 
 func (h *Host) openLauncher(ctx context.Context) (err error) {
@@ -112,7 +135,7 @@ func (h *Host) openSupervisorAndForge(context.Context) error {
 	if err != nil {
 		return fmt.Errorf("make checkpoint verifier: %w", err)
 	}
-	h.integrity = &integrity{keys: h.keys, recordDir: h.paths.record, verifier: verifier, open: h.stage.OpenRoot}
+	h.integrity = &integrity{keys: h.keys, recordDir: h.paths.record, verifier: verifier, open: h.stage.OpenRoot, binary: h.paths.binary}
 	h.supervisor = supervise.New(supervise.Config{
 		Launcher: h.launcher, Registry: h.registry, Pulse: h.broker, Spec: h.spec,
 		Interval: heartbeatInterval, Changed: h.mirror, Logger: h.Logger.Named("supervise"),
@@ -124,7 +147,8 @@ func (h *Host) openSupervisorAndForge(context.Context) error {
 		Changed: h.mirror, OwnUID: os.Geteuid(), Spec: h.spec, Logger: h.Logger.Named("forge"),
 	}
 	if os.Geteuid() == 0 {
-		c.UIDs = workerUIDs
+		first := firstUIDOf(h.keys.HostID())
+		c.UIDs = forge.UIDRange{Low: first + probeUIDs, High: first + uidsPerHost - 1}
 	}
 	h.forge = forge.New(c)
 	return nil

@@ -161,7 +161,7 @@ func (h *Host) openCatalog(ctx context.Context) (err error) {
 	if h.plugins, err = newPlugins(ctx, h.registry); err != nil {
 		return fmt.Errorf("read known plugins: %w", err)
 	}
-	prober, err := catalog.NewProber(catalog.ProberConfig{Dir: h.paths.probes, UID: probeUID, Logger: h.Logger.Named("probe")})
+	prober, err := catalog.NewProber(catalog.ProberConfig{Dir: h.paths.probes, UID: firstUIDOf(h.keys.HostID()), Logger: h.Logger.Named("probe")})
 	if err != nil {
 		return err
 	}
@@ -180,6 +180,4 @@ func (h *Host) inUse(typeName, version string) bool {
 }
 
 // binary is the store's copy of a plugin, the only one that is ever executed.
-func (h *Host) binary(digest string) string {
-	return filepath.Join(h.paths.store, "sha256", digest)
-}
+func (p paths) binary(digest string) string { return filepath.Join(p.store, "sha256", digest) }

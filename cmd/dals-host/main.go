@@ -10,16 +10,25 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"math"
 	"os"
 	"os/signal"
 	"runtime/debug"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // version is set by the linker in released builds.
 var version string
 
 func main() {
+	// What our parent left open is not for plugins and workers to inherit.
+	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		fmt.Fprintln(os.Stderr, "error: close inherited descriptors to children:", err)
+		os.Exit(1)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	// A second signal does not wait for a clean end.
 	context.AfterFunc(ctx, stop)

@@ -44,10 +44,19 @@ not a host runs on it.`,
 				return err
 			}
 			if !document.Integrity {
-				return withHint(fmt.Errorf("verify %s: vault_integrity=false: %s", w.Name, strings.Join(differences, "; ")),
-					"its files are not those that were forged: retire the worker and forge it anew")
+				return withHint(fmt.Errorf("verify %s: vault_integrity=false: %s", w.Name, strings.Join(differences, "; ")), adviceOn(differences))
 			}
 			return nil
 		},
 	}
+}
+
+// adviceOn tells a fault of the record from one of the worker.
+func adviceOn(differences []string) string {
+	for _, d := range differences {
+		if !strings.HasPrefix(d, host.RecordFault) {
+			return "its files are not those that were forged: retire the worker and forge it anew"
+		}
+	}
+	return "the worker is whole, the record is not: run dals-host vault verify"
 }

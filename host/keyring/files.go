@@ -102,7 +102,7 @@ func createOnce(path string, data []byte) (created bool, err error) {
 	} else if err != nil {
 		return false, err
 	}
-	return true, syncDir(filepath.Dir(path))
+	return true, errors.Join(syncDir(filepath.Dir(path)), syncDir(filepath.Dir(filepath.Dir(path))))
 }
 
 func syncDir(path string) error {
@@ -130,6 +130,10 @@ func readSecret(path string) ([]byte, error) {
 	}
 	if !info.Mode().IsRegular() {
 		return nil, fmt.Errorf("%s is not a regular file: %w", path, worker.ErrRefused)
+	}
+	if system, ok := info.Sys().(*syscall.Stat_t); !ok || int(system.Uid) != os.Geteuid() {
+		return nil, worker.Hint(fmt.Errorf("%s belongs to somebody else: %w", path, worker.ErrRefused),
+			"whose file it is knows the key: restore it from a backup, owned by the host's user")
 	}
 	if mode := info.Mode().Perm(); mode&^0o600 != 0 {
 		return nil, worker.Hint(fmt.Errorf("%s has mode %04o, others may use it: %w", path, mode, worker.ErrRefused),

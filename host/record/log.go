@@ -34,7 +34,10 @@ type Config struct {
 	Dir    string      // the folder of the log's files; made when missing
 	Signer note.Signer // Ed25519; its name is the log's origin
 	Source Source
-	Logger hclog.Logger
+	// Published says that Open has succeeded on this log before: then a
+	// checkpoint that is missing was taken away, and is not made anew.
+	Published bool
+	Logger    hclog.Logger
 }
 
 // Log publishes the entries of its source. Its methods may be called
@@ -62,7 +65,8 @@ type Log struct {
 
 // Open checks the checkpoint on disk against the rows, or makes the one of the
 // empty tree, and tidies what a crash left. It reads all rows that the
-// checkpoint covers. Rows that do not support it are a worker.ErrCorrupt.
+// checkpoint covers. Rows that do not support it, and a published checkpoint that
+// is gone, are a worker.ErrCorrupt.
 func Open(ctx context.Context, c Config) (*Log, error) {
 	l := &Log{
 		dir: folder(c.Dir), signer: c.Signer, source: c.Source, logger: c.Logger,
@@ -76,15 +80,17 @@ func Open(ctx context.Context, c Config) (*Log, error) {
 		return nil, fmt.Errorf("open record: %w", err)
 	}
 	defer unlock()
-	if err := l.resume(ctx); err != nil {
+	if err := l.resume(ctx, c.Published); err != nil {
 		return nil, fmt.Errorf("open record: %w", err)
 	}
 	return l, nil
 }
 
-func (l *Log) resume(ctx context.Context) error {
+func (l *Log) resume(ctx context.Context, published bool) error {
 	onDisk, err := os.ReadFile(l.dir.path(layout.CheckpointPath))
 	switch {
+	case errors.Is(err, fs.ErrNotExist) && published:
+		err = l.distrust(errors.New("the checkpoint is gone"))
 	case errors.Is(err, fs.ErrNotExist):
 		// A view without a checkpoint is no view yet: it is made from the rows.
 		err = l.publishCheckpoint()

@@ -80,8 +80,15 @@ func some(root *os.Root, dir string) ([]fs.DirEntry, error) {
 	return entries, err
 }
 
-// unlock lets a host that is not root look into a folder and move it.
-func unlock(root *os.Root, dir string) error { return root.Chmod(dir, 0o700) }
+// unlock lets a host that is not root look into a folder and move it. Root can
+// anyway, and must not: a chmod follows links, and the worker's last process may
+// still be putting them there.
+func unlock(root *os.Root, dir string) error {
+	if os.Geteuid() == 0 {
+		return nil
+	}
+	return root.Chmod(dir, 0o700)
+}
 
 // vacant is a name at the top that nothing has.
 func vacant(root *os.Root, top string, n *int) (string, error) {

@@ -71,6 +71,7 @@ type host struct {
 	dir      string
 	cmd      *exec.Cmd
 	id       string
+	extra    []*os.File // what the host inherits of its parent
 	log      *lockedBuffer
 	client   *client.Client
 }
@@ -79,32 +80,38 @@ type host struct {
 // is taken down, and nothing of it may be left.
 func newHost(t testing.TB, launcher string) *host {
 	t.Helper()
+	h := &host{t: t, launcher: launcher}
+	h.setup()
+	return h
+}
+
+func (h *host) setup() {
+	h.t.Helper()
 	// Not t.TempDir: its removal would hide what down leaves behind.
 	dir, err := os.MkdirTemp("", "dals-e2e-data-")
 	if err != nil {
-		t.Fatal(err)
+		h.t.Fatal(err)
 	}
-	h := &host{t: t, launcher: launcher, dir: dir, log: &lockedBuffer{}}
-	t.Cleanup(h.clean)
+	h.dir, h.log = dir, &lockedBuffer{}
+	h.t.Cleanup(h.clean)
 	h.start()
 	for _, typ := range []string{"template", "ledger", "rogue"} {
 		h.drop("dals-worker-" + typ)
 	}
 	h.eventually("all types registered", func() error {
-		types, err := h.client.Types(t.Context())
+		types, err := h.client.Types(h.t.Context())
 		if err == nil && len(types) < 3 {
-			plugins, _ := h.client.Plugins(t.Context())
+			plugins, _ := h.client.Plugins(h.t.Context())
 			err = fmt.Errorf("%d types; plugins %+v", len(types), plugins)
 		}
 		return err
 	})
-	return h
 }
 
 func (h *host) start() {
 	h.t.Helper()
 	h.cmd = exec.Command(filepath.Join(bin, "dals-host"), "--data-dir", h.dir, "--log-level", "debug", "serve", "--launcher", h.launcher)
-	h.cmd.Stderr = h.log
+	h.cmd.Stderr, h.cmd.ExtraFiles = h.log, h.extra
 	stdout, err := h.cmd.StdoutPipe()
 	if err != nil {
 		h.t.Fatal(err)

@@ -3,7 +3,10 @@ package e2e
 import (
 	"crypto/ed25519"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -203,6 +206,26 @@ func TestTampering(t *testing.T) {
 	}
 	h.verify()
 
+	// What runs must be what was forged: a running binary cannot be written to,
+	// but replaced.
+	stored, err := filepath.Glob(filepath.Join(h.dir, "store", "sha256", "*"))
+	if err != nil || len(stored) != 3 {
+		t.Fatalf("store: %v, %v", stored, err)
+	}
+	for _, path := range stored {
+		binary, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(os.Remove(path), os.WriteFile(path, append(binary, 0), 0o555)); err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = errors.Join(os.Remove(path), os.WriteFile(path, binary, 0o555)) }()
+	}
+	if stdout, stderr, code := h.run("verify", "nora"); code != 1 || !strings.Contains(stdout+stderr, "plugin binary") {
+		t.Errorf("changed binary: exit %d: %s%s", code, stdout, stderr)
+	}
+
 	spoil(t, filepath.Join(folder, "config.json"))
 	h.eventually("the worker's vault integrity is false", func() error {
 		w := h.worker("nora")
@@ -220,7 +243,7 @@ func TestTampering(t *testing.T) {
 		}
 		return nil
 	})
-	err := filepath.WalkDir(filepath.Join(h.dir, "record"), func(path string, d os.DirEntry, err error) error {
+	err = filepath.WalkDir(filepath.Join(h.dir, "record"), func(path string, d os.DirEntry, err error) error {
 		if err != nil || d.IsDir() || strings.HasPrefix(d.Name(), ".") || strings.HasSuffix(d.Name(), "lock") {
 			return err
 		}
@@ -235,6 +258,73 @@ func TestTampering(t *testing.T) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestRefusedStarts: a host does not start over what it cannot trust.
+func TestRefusedStarts(t *testing.T) {
+	h := newHost(t, "process")
+	h.forge("nora", "template")
+	refused := func(what, says string, args ...string) {
+		t.Helper()
+		stdout, stderr, code := h.run(append([]string{"serve", "--launcher", "process"}, args...)...)
+		if code != 1 || !strings.Contains(stderr, says) || !strings.Contains(stderr, "hint: ") {
+			t.Errorf("%s: exit %d: %s%s", what, code, stdout, stderr)
+		}
+	}
+	// A copy of the folder is the same host a second time.
+	twin, err := os.MkdirTemp("", "dals-e2e-copy-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(twin)
+	for _, name := range []string{"keys", "registry.db", "record"} {
+		if text, err := exec.Command("cp", "-a", filepath.Join(h.dir, name), twin).CombinedOutput(); err != nil {
+			t.Fatalf("copy: %v: %s", err, text)
+		}
+	}
+	refused("copied folder", "runs on another data folder", "--data-dir", twin)
+
+	h.kill()
+	checkpoint := filepath.Join(h.dir, "record", "checkpoint")
+	if err := os.Rename(checkpoint, checkpoint+".away"); err != nil {
+		t.Fatal(err)
+	}
+	refused("no checkpoint", "the checkpoint is gone")
+	if err := os.Rename(checkpoint+".away", checkpoint); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(filepath.Join(h.dir, "keys", "host.seed"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	refused("open seed", "mode 0644")
+	if err := os.Chmod(filepath.Join(h.dir, "keys", "host.seed"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.start()
+	h.mustSend("nora", "template.echo", map[string]string{"message": "after all"})
+}
+
+// TestInheritedDescriptors: what the host's parent left open reaches no worker.
+func TestInheritedDescriptors(t *testing.T) {
+	secret, err := os.Create(filepath.Join(t.TempDir(), "secret"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer secret.Close()
+	h := &host{t: t, launcher: "process", extra: []*os.File{secret}}
+	h.setup()
+	nora := h.forge("nora", "template")
+	for _, pid := range h.pids(nora.WorkerSerial) {
+		links, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+		if err != nil || len(links) == 0 {
+			t.Fatalf("descriptors of %d: %v, %v", pid, links, err)
+		}
+		for _, link := range links {
+			if target, _ := os.Readlink(link); target == secret.Name() {
+				t.Errorf("process %d has %s", pid, target)
+			}
+		}
 	}
 }
 

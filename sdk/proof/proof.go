@@ -23,7 +23,6 @@ const (
 	Envelope Domain = "dals.envelope.v1"
 	Stamp    Domain = "dals.stamp.v1"
 	Manifest Domain = "dals.manifest.v1"
-	Vault    Domain = "dals.vault.v1"
 )
 
 // Sign is the signature of message in domain d, Size bytes. It panics when key

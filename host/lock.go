@@ -1,0 +1,107 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/gofrs/flock"
+
+	"github.com/dals-host/dals-host/host/worker"
+)
+
+// lockPatience is how long a host that was killed a moment ago may take to let
+// go of its lock.
+const lockPatience = 2 * time.Second
+
+// lockFolder makes the data folder if need be and takes it for this host alone.
+func (h *Host) lockFolder(ctx context.Context) error {
+	for _, dir := range []string{h.paths.data, h.paths.plugins} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return worker.Hint(fmt.Errorf("make data folder: %w", err), "the host's user must be able to write there; or use --data-dir")
+		}
+	}
+	if err := checkOwners(h.paths.data); err != nil {
+		return fmt.Errorf("data folder: %w", err)
+	}
+	if err := os.Chmod(h.paths.data, 0o700); err != nil {
+		return worker.Hint(fmt.Errorf("close data folder to others: %w", err), "the data folder must belong to the host's user")
+	}
+	h.lock = flock.New(h.paths.lock, flock.SetPermissions(0o600))
+	ctx, cancel := context.WithTimeout(ctx, lockPatience)
+	defer cancel()
+	locked, err := h.lock.TryLockContext(ctx, 10*time.Millisecond)
+	if err != nil && !errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("lock data folder: %w", err)
+	}
+	if !locked {
+		return worker.Hint(fmt.Errorf("data folder %s: another host runs on it: %w", h.paths.data, worker.ErrConflict),
+			"use that host, end it with dals-host down, or give another --data-dir")
+	}
+	h.onClose(h.lock.Unlock)
+	return nil
+}
+
+// checkOwners refuses a data folder that somebody else could swap for another:
+// what lies in it is trusted, and a root host executes from it. It looks at the
+// path as it is written and as its links lead.
+func checkOwners(dir string) error {
+	written, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	real, err := filepath.EvalSymlinks(written)
+	if err != nil {
+		return err
+	}
+	if info, err := os.Stat(real); err != nil || ownerOf(info) != os.Geteuid() {
+		return errors.Join(err, worker.Hint(fmt.Errorf("%s does not belong to the host's user: %w", real, worker.ErrRefused), "use a folder of your own with --data-dir"))
+	}
+	for _, path := range []string{written, real} {
+		for path != filepath.Dir(path) {
+			path = filepath.Dir(path)
+			info, err := os.Lstat(path)
+			if err != nil {
+				return err
+			}
+			open := info.Mode().Perm()&0o022 != 0 && info.Mode()&(fs.ModeSticky|fs.ModeSymlink) == 0
+			if owner := ownerOf(info); owner != 0 && owner != os.Geteuid() || open {
+				return worker.Hint(fmt.Errorf("others can change %s (owner %d, mode %04o): %w", path, owner, info.Mode().Perm(), worker.ErrRefused),
+					"the folders above the data folder must belong to root or the host's user, and be writable by nobody else; or use --data-dir")
+			}
+		}
+	}
+	return nil
+}
+
+func ownerOf(info fs.FileInfo) int { return int(info.Sys().(*syscall.Stat_t).Uid) }
+
+// lockIdentity takes the host's id for this process alone: a second host on a
+// copy of the data folder would take over the first one's workers and write
+// another history under the same key. The name is abstract, so that it goes with
+// the process.
+func (h *Host) lockIdentity(context.Context) error {
+	name := "@dals-host-" + h.keys.HostID()
+	deadline := time.Now().Add(lockPatience)
+	for {
+		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: name, Net: "unix"})
+		if err == nil {
+			h.onClose(l.Close)
+			return nil
+		}
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			return fmt.Errorf("lock identity: %w", err)
+		}
+		if time.Now().After(deadline) {
+			return worker.Hint(fmt.Errorf("host %s runs on another data folder: %w", h.keys.HostID(), worker.ErrConflict),
+				"this folder is a copy of that host's: end that host first, or give another --data-dir")
+		}
+		time.Sleep(20 * time.Millisecond) // a host that was killed a moment ago lets go of it
+	}
+}
