@@ -76,11 +76,11 @@ show dals-host types
 title 'Worker types arrive while it runs'
 show cp bin/plugins/dals-worker-template bin/plugins/dals-worker-ledger "$data/plugins/"
 for _ in $(seq 40); do
-	[ "$(dals-host types --json | grep -c '"family"')" -eq 2 ] && break
+	[ "$(dals-host types --json 2>/dev/null | grep -c '"family"')" -eq 2 ] && break
 	sleep 0.1
 done
 show dals-host types
-[ "$(dals-host types --json | grep -c '"family"')" -eq 2 ] || fail 'the types were not registered in time'
+[ "$(dals-host types --json 2>/dev/null | grep -c '"family"')" -eq 2 ] || fail 'the types were not registered in time'
 
 title 'Forging: first the plan, then the worker'
 show dals-host forge --type template --name nora --class-code A1 --dry-run
