@@ -153,7 +153,7 @@ func publishIn(t testing.TB, dir string, s *rowsOf) {
 
 func waitFor(t testing.TB, l *Log, index uint64) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := l.WaitFor(ctx, index); err != nil {
 		t.Fatal(err)
