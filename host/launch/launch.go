@@ -102,7 +102,8 @@ type Launcher interface {
 	// image made from it, or "" where there is none. It is idempotent.
 	Prepare(ctx context.Context, image Image) (imageDigest string, err error)
 	// Create makes the worker known without running it. A worker that is known
-	// already is a worker.ErrConflict.
+	// already is a worker.ErrConflict: also where a host that died while it created
+	// the same worker had it created after all, a moment after this one looked.
 	Create(ctx context.Context, spec Spec) error
 	// Start runs a created worker. While one is running, or its end was not
 	// yet settled by Stop, that is a worker.ErrConflict.
