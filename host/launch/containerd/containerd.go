@@ -83,6 +83,7 @@ type Launcher struct {
 	cgroups cgroups
 	turns   turn.Keys[worker.Serial]
 	images  turn.Keys[string]
+	ready   sync.Map        // digests of binaries that were prepared → of their images
 	life    context.Context // ends with Close
 	end     context.CancelFunc
 	closing sync.Once

@@ -153,8 +153,12 @@ func (l *Launcher) Prepare(ctx context.Context, image launch.Image) (string, err
 		return "", fmt.Errorf("prepare image: %w", err)
 	}
 	defer done()
+	if prepared, ok := l.ready.Load(image.Digest); ok && rootfsReady(l.rootfs(image.Digest)) {
+		return prepared.(string), nil
+	}
 	record, err := l.client.ImageService().Get(ctx, imageName(image))
 	if err == nil && rootfsReady(l.rootfs(image.Digest)) {
+		l.ready.Store(image.Digest, record.Target.Digest.String())
 		return record.Target.Digest.String(), nil
 	}
 	if err != nil && !errdefs.IsNotFound(err) {
