@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The whole main job on real input, as an operator would type it. Every line
-# that starts with $ is run as it stands; the demo ends with a non-zero exit
-# when anything differs from what it should be.
+# The whole main job on real input, as an operator would type it. What follows a
+# $ is what is run, quoted for a shell; the demo ends with a non-zero exit when
+# anything differs from what it should be.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH=$PWD/bin:$PATH:/usr/sbin:/sbin
@@ -9,6 +9,7 @@ PATH=$PWD/bin:$PATH:/usr/sbin:/sbin
 data=$(mktemp -d "${TMPDIR:-/tmp}/dals-demo.XXXXXX")
 log=$data.log
 export DALS_DATA_DIR=$data
+unset DALS_HOST DALS_KEY # the demo speaks to its own host only
 host=
 
 fail() {
@@ -18,18 +19,30 @@ fail() {
 }
 clean() {
 	local status=$?
-	if [ -n "$host" ] && kill -0 "$host" 2>/dev/null; then
-		dals-host down --timeout 2s >/dev/null 2>&1 || kill -9 "$host" 2>/dev/null || true
+	if [ -n "$host" ]; then
+		# Workers outlive a host that died: only a host can end them.
+		kill -0 "$host" 2>/dev/null || dals-host serve --launcher "$launcher" >>"$log" 2>&1 &
+		for _ in $(seq 100); do dals-host types >/dev/null 2>&1 && break; sleep 0.1; done
+		dals-host down --timeout 2s >/dev/null 2>&1 || {
+			echo "demo: workers may be left; their data folder is $data" >&2
+			return
+		}
 	fi
 	[ $status -ne 0 ] || rm -f "$log"
-	rm -rf "$data" "$data.out"
+	rm -rf "$data" "$data.out" "$data.ready"
 }
 trap clean EXIT
 
 title() { printf '\n\033[1m%s\033[0m\n' "$*" | if [ -t 1 ]; then cat; else sed 's/\x1b\[[0-9]*m//g'; fi; }
+# quoted prints words as a shell would have to be given them.
+quoted() {
+	local word words=()
+	for word; do [[ $word =~ ^[A-Za-z0-9_./=:@-]+$ ]] && words+=("$word") || words+=("${word@Q}"); done
+	echo "${words[*]}"
+}
 # show runs a command, printing it and what it says; the demo fails if it fails.
 show() {
-	echo "\$ $*"
+	echo "\$ $(quoted "$@")"
 	"$@" >"$data.out" 2>&1 || { cat "$data.out"; fail "that should have worked"; }
 	sed 's/^/  /' "$data.out"
 }
@@ -37,7 +50,7 @@ show() {
 refused() {
 	local code=$1
 	shift
-	echo "\$ $*"
+	echo "\$ $(quoted "$@")"
 	if "$@" >"$data.out" 2>&1; then cat "$data.out"; fail "that should have been refused"; fi
 	sed 's/^/  /' "$data.out"
 	grep -q "$code" "$data.out" || fail "that should have been refused as $code"
@@ -46,7 +59,7 @@ refused() {
 field() { sed -n "s/^ *\"$1\": *\"\{0,1\}\([^\",]*\)\"\{0,1\},\{0,1\}\$/\1/p" | head -n 1; }
 # processes_of lists the processes that carry a serial in their arguments or
 # cgroups.
-processes_of() { { grep -ls "$1" /proc/[0-9]*/cmdline /proc/[0-9]*/cgroup || true; } | cut -d/ -f3 | sort -u | grep -vx "$$" | tr '\n' ' '; }
+processes_of() { { grep -ls "$1" /proc/[0-9]*/cmdline /proc/[0-9]*/cgroup || true; } | cut -d/ -f3 | sort -u | { grep -vx "$$" || true; } | tr '\n' ' '; }
 serve() {
 	: >"$data.ready"
 	dals-host serve --launcher "$launcher" >>"$data.ready" 2>>"$log" &
@@ -57,6 +70,7 @@ serve() {
 		sleep 0.1
 	done
 	sed 's/^/  /' "$data.ready"
+	name=$(sed -n 's/^ready host=\([0-9a-f]*\).*/\1/p' "$data.ready")
 	rm -f "$data.ready"
 }
 
@@ -102,8 +116,9 @@ for part in "$data"/part.*; do
 done
 echo "  $lines lines appended in $(find "$data" -name 'part.*' | wc -l) envelopes"
 show dals-host send leo ledger.prove '{"index": 7}'
+grep -qF "$(sed -n 8p go.sum)" "$data.out" || fail 'the proof is not of line 8 of go.sum'
 show dals-host send leo ledger.verify
-grep -q "\"size\": *$lines" "$data.out" || grep -q "$lines" "$data.out" || fail "the ledger should hold $lines records"
+grep -q "\"size\": $lines,\$" "$data.out" || fail "the ledger should hold $lines records"
 
 title 'What must be refused: a tampered envelope, a replay, a stranger'
 dals-host send nora template.echo '{"message": "pay 10"}' --sign-only "$data/tampered" >/dev/null
@@ -143,13 +158,17 @@ for _ in $(seq 50); do dals-host vault prove "$id" >/dev/null 2>&1 && break; sle
 show dals-host vault prove "$id"
 
 title 'Down: nothing is left'
+ledger=$(dals-host worker leo --json | field worker_serial)
 show dals-host down
 wait "$host" || fail 'the host did not end well'
 host=
-left=$({ grep -l "$data" /proc/[0-9]*/cmdline 2>/dev/null || true; } | grep -v "/$$/" || true)
-[ -z "$left" ] || fail "processes are left: $left"
-! grep -q "$data" /proc/mounts || fail 'mounts are left'
-! grep -q "$data" /proc/net/unix || fail 'sockets are left'
+for trace in "$serial" "$ledger" "$data" "dals-$name"; do
+	left=$(processes_of "$trace")
+	[ -z "$left" ] || fail "processes are left that name $trace: $left"
+done
+! grep -qe "$data" -e "dals-$name" /proc/mounts || fail 'mounts are left'
+! grep -qe "$data" -e "$name" /proc/net/unix || fail 'sockets are left'
+! ls -d /sys/fs/cgroup/*/"dals-$name" /run/dals-"$name" 2>/dev/null || fail 'containers are left'
 rm -rf "$data"
 [ ! -e "$data" ] || fail 'the data folder cannot be deleted'
 echo '  no process, container, mount, socket or file'
