@@ -123,3 +123,10 @@ func (g *Guest) ExpectProcesses(n int) {
 		g.t.Fatalf("%s has %d processes %v, want %d", g.Spec.Serial, len(pids), pids, n)
 	}
 }
+
+// killLeftovers keeps a failed test from leaving processes on the machine.
+func (g *Guest) killLeftovers() {
+	for _, pid := range g.Processes() {
+		_ = unix.Kill(pid, unix.SIGKILL)
+	}
+}

@@ -95,6 +95,7 @@ func Run(t *testing.T, open Open) {
 		{"dead workers start only after a stop", deadNeedsStop},
 		{"a stop ends the deaf", stopEndsTheDeaf},
 		{"a stop ends children", stopEndsChildren},
+		{"a stop ends children in disguise", stopEndsTheDisguised},
 		{"a removal ends all", removalEndsAll},
 		{"wait ends with its context", waitEndsWithContext},
 		{"log", log},

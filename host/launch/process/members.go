@@ -97,17 +97,14 @@ func (l *Launcher) leader(spec launch.Spec) (pid int, found bool, err error) {
 
 // sieve tells one worker's processes from all others.
 type sieve struct {
-	mark      string
-	uid       int // -1 unless it is the worker's own
-	namespace string
-	lock      unix.Stat_t // zero where there is no lock file
+	mark   string
+	uid    int
+	ownUID bool        // uid is the worker's own
+	lock   unix.Stat_t // zero where there is no lock file
 }
 
 func (l *Launcher) sieve(spec launch.Spec) sieve {
-	s := sieve{mark: l.mark(spec.Serial), uid: -1, namespace: namespaceOf("self")}
-	if spec.UID != os.Geteuid() {
-		s.uid = spec.UID
-	}
+	s := sieve{mark: l.mark(spec.Serial), uid: spec.UID, ownUID: spec.UID != os.Geteuid()}
 	_ = unix.Stat(l.lockPath(spec.Serial), &s.lock)
 	return s
 }
@@ -116,26 +113,22 @@ func (s sieve) holds(pid int) bool {
 	if pid == os.Getpid() {
 		return false
 	}
+	if s.ownUID {
+		// Environment, descriptors and namespaces are the worker's to change. Its uid
+		// is not, and it is nobody else's.
+		uid, ok := pidfd.UID(pid)
+		return ok && uid == s.uid || s.hasLock(pid)
+	}
 	for _, v := range pidfd.Environ(pid) {
 		if strings.HasPrefix(v, markVar+"=") {
-			return v == s.mark // another mark: another worker, whatever its uid
+			return v == s.mark // another mark: another worker
 		}
 	}
-	var st unix.Stat_t
-	number := strconv.Itoa(pid)
-	if unix.Stat(filepath.Join("/proc", number, "fd", strconv.Itoa(lockFD)), &st) == nil &&
-		st.Dev == s.lock.Dev && st.Ino == s.lock.Ino && st.Ino != 0 {
-		return true
-	}
-	// Another host's containers may use the same uid: they live in other namespaces.
-	uid, ok := pidfd.UID(pid)
-	return ok && uid == s.uid && namespaceOf(number) == s.namespace
+	return s.hasLock(pid)
 }
 
-func namespaceOf(pid string) string {
-	ns, err := os.Readlink(filepath.Join("/proc", pid, "ns", "pid"))
-	if err != nil {
-		return ""
-	}
-	return ns
+func (s sieve) hasLock(pid int) bool {
+	var st unix.Stat_t
+	err := unix.Stat(filepath.Join("/proc", strconv.Itoa(pid), "fd", strconv.Itoa(lockFD)), &st)
+	return err == nil && st.Dev == s.lock.Dev && st.Ino == s.lock.Ino && st.Ino != 0
 }

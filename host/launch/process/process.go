@@ -18,8 +18,9 @@
 // so a host that dies between fork and writing the record down leaves a run
 // that the next host cannot miss: the lock is held, and the mark in the
 // environment says by whom. Processes that a worker leaves behind are found by
-// uid (where it is the worker's own), by mark and by lock. A worker under the
-// host's uid that clears both from a child of its own can hide that child.
+// uid where it is the worker's own: it decides, so nothing else on the machine
+// may use that uid. Under the host's uid they are found by mark and by lock, and
+// a worker that clears both from a child of its own can hide that child.
 //
 // Records lie in <data>/process, one JSON file and one lock file per worker.
 package process

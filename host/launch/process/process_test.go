@@ -15,12 +15,15 @@ import (
 
 	"github.com/dals-host/dals-host/host/launch"
 	"github.com/dals-host/dals-host/host/launch/launchtest"
+	"github.com/dals-host/dals-host/host/launch/launchtest/report"
 	"github.com/dals-host/dals-host/host/worker"
 )
 
 func open(cfg launchtest.Config) (launch.Launcher, error) {
 	return New(context.Background(), Config(cfg))
 }
+
+func launcherOf(b *launchtest.Bench) *Launcher { return b.Launcher.(*Launcher) }
 
 func TestMain(m *testing.M) { os.Exit(launchtest.Main(m, open)) }
 
@@ -71,19 +74,21 @@ func TestHeldLock(t *testing.T) {
 	}
 }
 
-// TestSameUID: what runs under a worker's own uid is the worker's, unless it
-// bears another worker's mark.
+// TestSameUID: what runs under a worker's own uid is the worker's, whatever mark
+// it bears.
 func TestSameUID(t *testing.T) {
 	b := launchtest.NewBench(t, open)
 	g := b.Guest()
-	stranger := sleepAs(t, g.Spec.UID, markVar+"=another host/DMN-XX-1-00000000-00000")
-	stray := sleepAs(t, g.Spec.UID)
+	other := sleepAs(t, launchtest.UID(), launcherOf(b).mark(g.Spec.Serial))
+	strays := []*exec.Cmd{sleepAs(t, g.Spec.UID), sleepAs(t, g.Spec.UID, markVar+"=another host/DMN-XX-1-00000000-00000")}
 	b.Stop(g.Spec.Serial, time.Second)
-	if err := stray.Wait(); err == nil || stray.ProcessState.Sys().(syscall.WaitStatus).Signal() != unix.SIGKILL {
-		t.Errorf("a stray process under the worker's uid: %v", err)
+	for _, stray := range strays {
+		if err := stray.Wait(); err == nil || stray.ProcessState.Sys().(syscall.WaitStatus).Signal() != unix.SIGKILL {
+			t.Errorf("a stray process under the worker's uid: %v", err)
+		}
 	}
-	if err := stranger.Process.Signal(syscall.Signal(0)); err != nil {
-		t.Errorf("another host's worker: %v", err)
+	if err := other.Process.Signal(syscall.Signal(0)); err != nil {
+		t.Errorf("a process of another uid with the worker's mark: %v", err)
 	}
 }
 
@@ -152,7 +157,7 @@ func TestUmask(t *testing.T) {
 
 // TestWithoutRoot runs the contract again under a plain uid.
 func TestWithoutRoot(t *testing.T) {
-	const uid = 65533
+	uid := launchtest.UID()
 	tmp, err := os.MkdirTemp("/tmp", "without-root")
 	if err != nil {
 		t.Fatal(err)
@@ -177,4 +182,17 @@ func TestWithoutRoot(t *testing.T) {
 	if err != nil || !bytes.Contains(out, []byte("--- PASS: TestContract ")) {
 		t.Fatalf("%v\n%s", err, out)
 	}
+}
+
+// TestNamespaces: the contract's disguise in namespaces is refused by no cage here.
+func TestNamespaces(t *testing.T) {
+	b := launchtest.NewBench(t, open)
+	g := b.Guest()
+	var f report.Fork
+	g.Get("disguise", &f)
+	if f.Started != 2 {
+		t.Fatalf("started %d: %s", f.Started, f.Error)
+	}
+	b.Stop(g.Spec.Serial, time.Second)
+	g.ExpectProcesses(0)
 }

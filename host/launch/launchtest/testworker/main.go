@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -120,7 +121,9 @@ func (w *worker) obey(words []string) any {
 	case "allocate":
 		w.held["allocate"] = bytes.Repeat([]byte{1}, n<<20)
 	case "fork":
-		return fork(n)
+		return start(slices.Repeat([]syscall.SysProcAttr{{Setsid: true}}, n), os.Environ())
+	case "disguise":
+		return disguise()
 	case "report":
 		return report.Make()
 	case "write":
@@ -147,14 +150,26 @@ func flood(n int) {
 	}
 }
 
-// fork starts n children in sessions of their own, deaf to SIGTERM, and tells
-// how many there are and the first error.
-func fork(n int) report.Fork {
+// disguise starts children that have none of the worker's descriptors: one with
+// another's mark, and one with no environment in namespaces of its own.
+func disguise() report.Fork {
+	for fd := 3; fd <= 5; fd++ {
+		syscall.CloseOnExec(fd)
+	}
+	r := start([]syscall.SysProcAttr{{Setsid: true}}, []string{"DALS_WORKER_MARK=x"})
+	more := start([]syscall.SysProcAttr{{Setsid: true, Cloneflags: syscall.CLONE_NEWUSER | syscall.CLONE_NEWPID}}, []string{})
+	return report.Fork{Started: r.Started + more.Started, Error: r.Error + more.Error}
+}
+
+// start starts children that are deaf to SIGTERM, and tells how many there are
+// and the first error.
+func start(children []syscall.SysProcAttr, env []string) report.Fork {
 	var r report.Fork
-	for range n {
+	for _, attr := range children {
 		cmd := exec.Command("/proc/self/exe", "linger")
 		cmd.Args[0] = os.Args[0] + " child" // launchtest knows a worker's processes by the serial there
-		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+		cmd.Env = env
+		cmd.SysProcAttr = &attr
 		if err := cmd.Start(); err != nil {
 			r.Error = err.Error()
 			break
