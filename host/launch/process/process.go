@@ -11,7 +11,8 @@
 // environment of DALS_WORKER_DIR and DALS_WORKER_MARK, no standard input, its
 // log file as standard output and error, its own binary as descriptor 5, "/" as
 // working directory, umask 077, a session of its own, no supplementary groups,
-// no new privileges.
+// no new privileges. The log is the worker's own word: with its descriptors it
+// can write there what it likes, and truncate what is there.
 //
 // No twin: descriptor 4 of a worker is its lock file, locked. The kernel hands
 // the lock over at fork and drops it with the last process that has it open,

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -195,4 +196,24 @@ func TestNamespaces(t *testing.T) {
 	}
 	b.Stop(g.Spec.Serial, time.Second)
 	g.ExpectProcesses(0)
+}
+
+// TestDescriptors: of what a worker is born with it can write its log only.
+func TestDescriptors(t *testing.T) {
+	b := launchtest.NewBench(t, open)
+	g := b.Guest()
+	status, _ := b.Status(g.Spec.Serial)
+	for fd, want := range []int{unix.O_RDONLY, unix.O_WRONLY | unix.O_APPEND, unix.O_WRONLY | unix.O_APPEND, unix.O_RDONLY, unix.O_RDONLY, unix.O_RDONLY} {
+		info, err := os.ReadFile(fmt.Sprintf("/proc/%d/fdinfo/%d", status.PID, fd))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var position, flags int
+		if _, err := fmt.Sscanf(string(info), "pos: %d\nflags: %o", &position, &flags); err != nil {
+			t.Fatal(err)
+		}
+		if got := flags & (unix.O_ACCMODE | unix.O_APPEND); got != want {
+			t.Errorf("descriptor %d is open with %#o, want %#o", fd, got, want)
+		}
+	}
 }

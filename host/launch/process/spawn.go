@@ -144,7 +144,7 @@ func restrictThread() error {
 // be a child of this host on its way to exec, which lets go at once, so it
 // tries for a moment.
 func takeLock(ctx context.Context, path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open lock: %w", err)
 	}
@@ -169,7 +169,7 @@ func takeLock(ctx context.Context, path string) (*os.File, error) {
 
 // lockFree says that no process has the lock at path; so does a missing file.
 func lockFree(path string) (bool, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW, 0)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		return true, nil
 	}
