@@ -88,6 +88,10 @@ const (
 	MaxTimeout     = 5 * time.Minute
 )
 
+// lastWord is what a worker gets, once a task's time is over, to say so itself: a
+// signed result is worth more than the host's word that there was none.
+const lastWord = 500 * time.Millisecond
+
 // New makes a broker that knows what the registry says is outstanding: results
 // that workers made while no host lived are accepted. Start lets the time of
 // that run.
@@ -159,7 +163,7 @@ func (b *Broker) Send(ctx context.Context, peer string, env *workerv1.Envelope, 
 		// that the caller's time is over.
 		return Reply{}, b.Gate.Refused(context.WithoutCancel(ctx), peer, a, err)
 	}
-	b.oversee(d, timeout)
+	b.oversee(d, timeout+lastWord)
 	b.route(ctx, d, a.Envelope)
 	return b.await(ctx, d, a.Worker)
 }
