@@ -114,7 +114,7 @@ func (h *Host) Run(ctx context.Context) (err error) {
 	beneath, stopBeneath := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopBeneath()
 	g, running := errgroup.WithContext(beneath)
-	for _, run := range []func(context.Context) error{h.record.Run, h.catalog.Run, h.gate.Run, h.forge.Run, h.serveHTTP} {
+	for _, run := range []func(context.Context) error{h.record.Run, h.catalog.Run, h.gate.Run, h.forge.Run, h.patrol, h.serveHTTP} {
 		g.Go(func() error { return run(running) })
 	}
 	g.Go(func() error {
