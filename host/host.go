@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -221,8 +222,8 @@ func (h *Host) onClose(f func() error) { h.closers = append(h.closers, f) }
 // close closes what was opened, the last first.
 func (h *Host) close() error {
 	var errs []error
-	for i := len(h.closers) - 1; i >= 0; i-- {
-		errs = append(errs, h.closers[i]())
+	for _, v := range slices.Backward(h.closers) {
+		errs = append(errs, v())
 	}
 	h.closers = nil
 	return errors.Join(errs...)

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
 	"github.com/gofrs/flock"
 
 	"github.com/dals-host/dals-host/host/worker"
@@ -56,14 +57,18 @@ func checkOwners(dir string) error {
 	if err != nil {
 		return err
 	}
-	real, err := filepath.EvalSymlinks(written)
+	led, err := filepath.EvalSymlinks(written)
 	if err != nil {
 		return err
 	}
-	if info, err := os.Stat(real); err != nil || ownerOf(info) != os.Geteuid() {
-		return errors.Join(err, worker.Hint(fmt.Errorf("%s does not belong to the host's user: %w", real, worker.ErrRefused), "use a folder of your own with --data-dir"))
+	info, err := os.Stat(led)
+	if err != nil {
+		return err
 	}
-	for _, path := range []string{written, real} {
+	if ownerOf(info) != os.Geteuid() {
+		return worker.Hint(fmt.Errorf("%s does not belong to the host's user: %w", led, worker.ErrRefused), "use a folder of your own with --data-dir")
+	}
+	for _, path := range []string{written, led} {
 		for path != filepath.Dir(path) {
 			path = filepath.Dir(path)
 			info, err := os.Lstat(path)
@@ -86,22 +91,22 @@ func ownerOf(info fs.FileInfo) int { return int(info.Sys().(*syscall.Stat_t).Uid
 // copy of the data folder would take over the first one's workers and write
 // another history under the same key. The name is abstract, so that it goes with
 // the process.
-func (h *Host) lockIdentity(context.Context) error {
-	name := "@dals-host-" + h.keys.HostID()
-	deadline := time.Now().Add(lockPatience)
-	for {
-		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: name, Net: "unix"})
-		if err == nil {
-			h.onClose(l.Close)
-			return nil
+func (h *Host) lockIdentity(ctx context.Context) error {
+	address := &net.UnixAddr{Name: "@dals-host-" + h.keys.HostID(), Net: "unix"}
+	l, err := backoff.Retry(ctx, func() (*net.UnixListener, error) {
+		l, err := net.ListenUnix("unix", address)
+		if err != nil && !errors.Is(err, syscall.EADDRINUSE) {
+			err = backoff.Permanent(err)
 		}
-		if !errors.Is(err, syscall.EADDRINUSE) {
-			return fmt.Errorf("lock identity: %w", err)
-		}
-		if time.Now().After(deadline) {
-			return worker.Hint(fmt.Errorf("host %s runs on another data folder: %w", h.keys.HostID(), worker.ErrConflict),
-				"this folder is a copy of that host's: end that host first, or give another --data-dir")
-		}
-		time.Sleep(20 * time.Millisecond) // a host that was killed a moment ago lets go of it
+		return l, err
+	}, backoff.WithBackOff(backoff.NewConstantBackOff(20*time.Millisecond)), backoff.WithMaxElapsedTime(lockPatience))
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return worker.Hint(fmt.Errorf("host %s runs on another data folder: %w", h.keys.HostID(), worker.ErrConflict),
+			"this folder is a copy of that host's: end that host first, or give another --data-dir")
 	}
+	if err != nil {
+		return fmt.Errorf("lock identity: %w", err)
+	}
+	h.onClose(l.Close)
+	return nil
 }

@@ -90,8 +90,7 @@ func (b *Broker) admit(d *delivery, a Admitted, timeout time.Duration) (err erro
 
 func fresh(h *workerv1.Header, now time.Time) error {
 	err := envelope.FreshAt(h, now)
-	var late *envelope.FormatError
-	if errors.As(err, &late) {
+	if late, ok := errors.AsType[*envelope.FormatError](err); ok {
 		return worker.Refuse(late.Code, "%s", late.Reason)
 	}
 	return err

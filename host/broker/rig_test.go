@@ -255,8 +255,7 @@ func eventually(t *testing.T, limit time.Duration, what string, met func() bool)
 
 // codeOf is the code of a refusal, or "".
 func codeOf(err error) string {
-	var no *worker.Refusal
-	if errors.As(err, &no) {
+	if no, ok := errors.AsType[*worker.Refusal](err); ok {
 		return no.Code
 	}
 	return ""
