@@ -47,12 +47,12 @@ type Image struct {
 	Version string
 }
 
-// Spec says which worker to run, from what, and as whom.
+// Spec says which worker to run, from what, and as whom. Check has its bounds.
 type Spec struct {
 	Serial worker.Serial
 	Image  Image
 	Dir    string // the worker's folder, absolute
-	UID    int    // its uid, and its gid
+	UID    int    // its uid, and its gid; nobody else may have it
 	Limits worker.Limits
 }
 

@@ -148,6 +148,9 @@ func (l *Launcher) Prepare(ctx context.Context, image launch.Image) (string, err
 	if l.life.Err() != nil {
 		return "", fmt.Errorf("prepare image: %w", errClosed)
 	}
+	if err := image.Check(); err != nil {
+		return "", fmt.Errorf("prepare image: %w", err)
+	}
 	done, err := l.images.Take(ctx, image.Digest)
 	if err != nil {
 		return "", fmt.Errorf("prepare image: %w", err)

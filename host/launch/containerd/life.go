@@ -43,14 +43,8 @@ func (l *Launcher) Create(ctx context.Context, spec launch.Spec) error {
 }
 
 func (l *Launcher) check(spec launch.Spec) error {
-	if _, err := worker.ParseSerial(string(spec.Serial)); err != nil {
+	if err := spec.Check(); err != nil {
 		return err
-	}
-	if !filepath.IsAbs(spec.Dir) || !filepath.IsAbs(spec.Image.Path) {
-		return fmt.Errorf("relative path: %w", worker.ErrInvalid)
-	}
-	if spec.UID <= 0 {
-		return fmt.Errorf("uid %d: a worker never runs as root: %w", spec.UID, worker.ErrInvalid)
 	}
 	if !rootfsReady(l.rootfs(spec.Image.Digest)) {
 		return fmt.Errorf("image %s is not prepared: %w", spec.Image.Digest, worker.ErrInvalid)

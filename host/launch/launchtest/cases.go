@@ -122,12 +122,26 @@ func badSpecs(t *testing.T, b *Bench) {
 		"relative folder": func(s *launch.Spec) { s.Dir = "workers/x" },
 		"relative binary": func(s *launch.Spec) { s.Image.Path = "store/x" },
 		"serial":          func(s *launch.Spec) { s.Serial = "../x" },
+		"negative uid":    func(s *launch.Spec) { s.UID = -1 },
+		"huge uid":        func(s *launch.Spec) { s.UID = 1<<32 + s.UID },
+		"uid of 32 bits":  func(s *launch.Spec) { s.UID = 1 << 31 },
+		"no digest":       func(s *launch.Spec) { s.Image.Digest = "" },
+		"digest of paths": func(s *launch.Spec) { s.Image.Digest = "../rootfs/" + s.Image.Digest },
+		"long digest":     func(s *launch.Spec) { s.Image.Digest += "0" },
+		"memory":          func(s *launch.Spec) { s.Limits.MemoryBytes = -1 },
+		"cpu":             func(s *launch.Spec) { s.Limits.CPUMillis = -1 },
+		"processes":       func(s *launch.Spec) { s.Limits.PIDs = -1 },
 	} {
 		spec := b.Spec()
 		spoil(&spec)
 		if err := b.Launcher.Create(b.Context(), spec); !errors.Is(err, worker.ErrInvalid) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+	image := b.Image
+	image.Digest = "../rootfs/" + image.Digest
+	if _, err := b.Launcher.Prepare(b.Context(), image); !errors.Is(err, worker.ErrInvalid) {
+		t.Errorf("prepared digest %q: %v", image.Digest, err)
 	}
 }
 

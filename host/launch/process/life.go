@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/dals-host/dals-host/host/launch"
@@ -34,16 +33,10 @@ func (l *Launcher) Create(ctx context.Context, spec launch.Spec) error {
 }
 
 func check(spec launch.Spec) error {
-	if _, err := worker.ParseSerial(string(spec.Serial)); err != nil {
+	if err := spec.Check(); err != nil {
 		return err
 	}
-	if !filepath.IsAbs(spec.Dir) || !filepath.IsAbs(spec.Image.Path) {
-		return fmt.Errorf("relative path: %w", worker.ErrInvalid)
-	}
-	switch host := os.Geteuid(); {
-	case spec.UID == 0:
-		return fmt.Errorf("a worker never runs as root: %w", worker.ErrInvalid)
-	case host != 0 && spec.UID != host:
+	if host := os.Geteuid(); host != 0 && spec.UID != host {
 		return fmt.Errorf("uid %d, but the host may only use its own, %d: %w", spec.UID, host, worker.ErrInvalid)
 	}
 	return nil

@@ -109,6 +109,9 @@ func (l *Launcher) Name() string { return Name }
 
 // Prepare checks that the image's binary is there. There is no container image.
 func (l *Launcher) Prepare(_ context.Context, image launch.Image) (string, error) {
+	if err := image.Check(); err != nil {
+		return "", fmt.Errorf("prepare image: %w", err)
+	}
 	f, err := os.OpenFile(image.Path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return "", fmt.Errorf("open binary: %w", err)
