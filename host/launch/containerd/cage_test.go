@@ -131,7 +131,7 @@ func TestLimits(t *testing.T) {
 	spec.Limits = worker.Limits{CPUMillis: 500, PIDs: 40}
 	g := b.Start(spec)
 	g.Provoke("fork 60") // whether the worker survives that is its own affair
-	path := newCgroups(b.Config.HostID).path(spec.Serial)
+	path := launcher(b).cgroups.path(spec.Serial)
 	for file, want := range map[[2]string]string{ // v1 and v2
 		{"cpu/" + path + "/cpu.cfs_quota_us", path + "/cpu.max"}:            "50000",
 		{"cpu/" + path + "/cpu.cfs_period_us", path + "/cpu.max"}:           "100000",

@@ -25,19 +25,43 @@ type cgroups struct {
 	roots  []string
 }
 
-func newCgroups(hostID string) cgroups {
-	c := cgroups{parent: namespace(hostID)}
-	if _, err := os.Stat(filepath.Join(cgroupRoot, "cgroup.controllers")); err == nil {
-		c.roots = []string{cgroupRoot}
-		return c
+// newCgroups finds the hierarchies at mount. Where there is none it is an error:
+// a look for processes in no group at all would prove every worker gone.
+func newCgroups(mount, hostID string) (cgroups, error) {
+	roots := []string{mount}
+	_, err := os.Stat(filepath.Join(mount, "cgroup.controllers"))
+	if errors.Is(err, os.ErrNotExist) {
+		roots, err = hierarchies(mount)
 	}
-	entries, _ := os.ReadDir(cgroupRoot) // checkCgroups has seen it
+	if err == nil && len(roots) == 0 {
+		err = fmt.Errorf("none at %s", mount)
+	}
+	if err != nil {
+		return cgroups{}, unavailable(cgroupHint, "find cgroups: %w", err)
+	}
+	return cgroups{parent: namespace(hostID), roots: roots}, nil
+}
+
+// hierarchies are the cgroup v1 hierarchies below mount, and that of v2 in hybrids.
+func hierarchies(mount string) ([]string, error) {
+	entries, err := os.ReadDir(mount)
+	if err != nil {
+		return nil, err
+	}
+	var roots []string
 	for _, e := range entries {
-		if e.IsDir() { // the rest are links to joined controllers
-			c.roots = append(c.roots, filepath.Join(cgroupRoot, e.Name()))
+		if !e.IsDir() { // a link to joined controllers
+			continue
+		}
+		root := filepath.Join(mount, e.Name())
+		switch _, err := os.Stat(filepath.Join(root, "cgroup.procs")); {
+		case err == nil:
+			roots = append(roots, root)
+		case !errors.Is(err, os.ErrNotExist): // nothing is mounted there
+			return nil, err
 		}
 	}
-	return c
+	return roots, nil
 }
 
 // path is the worker's group as the container runtime wants it.

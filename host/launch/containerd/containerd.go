@@ -98,7 +98,11 @@ func New(ctx context.Context, cfg Config) (*Launcher, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Launcher{cfg: cfg, log: cfg.Logger.Named(Name), tools: tools, cgroups: newCgroups(cfg.HostID)}
+	groups, err := newCgroups(cgroupRoot, cfg.HostID)
+	if err != nil {
+		return nil, err
+	}
+	l := &Launcher{cfg: cfg, log: cfg.Logger.Named(Name), tools: tools, cgroups: groups}
 	l.life, l.end = context.WithCancel(context.WithoutCancel(ctx))
 	if l.private, err = startPrivate(ctx, cfg, tools, l.log); err != nil {
 		return nil, errors.Join(err, l.Close())

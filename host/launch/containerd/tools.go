@@ -100,19 +100,20 @@ func checkVersion(version string) error {
 	return nil
 }
 
+const cgroupHint = "mount the cgroup file system at /sys/fs/cgroup with the memory and pids controllers"
+
 func checkCgroups() error {
-	const fix = "mount the cgroup file system at /sys/fs/cgroup with the memory and pids controllers"
 	if controllers, err := os.ReadFile("/sys/fs/cgroup/cgroup.controllers"); err == nil {
 		for _, name := range []string{"memory", "pids"} {
 			if !strings.Contains(" "+strings.TrimSpace(string(controllers))+" ", " "+name+" ") {
-				return unavailable(fix, "there is no %s cgroup controller", name)
+				return unavailable(cgroupHint, "there is no %s cgroup controller", name)
 			}
 		}
 		return nil
 	}
 	for _, name := range []string{"memory", "pids"} {
 		if _, err := os.Stat(filepath.Join(cgroupRoot, name, "cgroup.procs")); errors.Is(err, os.ErrNotExist) {
-			return unavailable(fix, "there is no %s cgroup controller", name)
+			return unavailable(cgroupHint, "there is no %s cgroup controller", name)
 		}
 	}
 	return nil
