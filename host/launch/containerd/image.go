@@ -28,11 +28,13 @@ import (
 // binaryName is the worker binary's place in the root of image and rootfs.
 const binaryName = "dals-worker"
 
-// rootDirs are the folders of image and rootfs, every mount point among them.
-var rootDirs = []struct {
+type rootDir struct {
 	name string
 	mode os.FileMode
-}{
+}
+
+// rootDirs are the folders of image and rootfs, every mount point among them.
+var rootDirs = []rootDir{
 	{"dev", 0o755},
 	{"etc", 0o755},
 	{"proc", 0o755},

@@ -193,3 +193,39 @@ func TestRootfs(t *testing.T) {
 		t.Errorf("tmp is %v, %v", info.Mode(), err)
 	}
 }
+
+// TestRootfsHeals: a folder without its binary is not ready, and is completed
+// where it is, under the mounts of those who use it.
+func TestRootfsHeals(t *testing.T) {
+	t.Parallel()
+	b := launchtest.NewBench(t, open)
+	l := launcher(b)
+	path := l.rootfs(b.Image.Digest)
+	before, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{binaryName, "tmp"} {
+		if err := os.Remove(filepath.Join(path, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	spec := b.Spec()
+	if err := l.Create(b.Context(), spec); !errors.Is(err, worker.ErrInvalid) {
+		t.Fatalf("created from a folder without its binary: %v", err)
+	}
+	if _, err := l.Prepare(b.Context(), b.Image); err != nil {
+		t.Fatal(err)
+	}
+	after, err := os.Stat(path)
+	if err != nil || !os.SameFile(before, after) {
+		t.Errorf("the folder was replaced: %v", err)
+	}
+	if info, err := os.Stat(filepath.Join(path, "tmp")); err != nil || info.Mode() != os.ModeDir|os.ModeSticky|0o777 {
+		t.Errorf("tmp is %v, %v", info, err)
+	}
+	b.Start(spec)
+	if entries, err := os.ReadDir(l.rootfsDir()); err != nil || len(entries) != 1 {
+		t.Errorf("left %v, %v", entries, err)
+	}
+}

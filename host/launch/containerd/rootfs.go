@@ -19,12 +19,14 @@ func (l *Launcher) rootfsDir() string { return filepath.Join(l.dir(), "rootfs") 
 // rootfs is the folder that all workers of one binary have as their root.
 func (l *Launcher) rootfs(digest string) string { return filepath.Join(l.rootfsDir(), digest) }
 
+// rootfsReady says that the folder at path is complete: its binary comes last.
 func rootfsReady(path string) bool {
-	_, err := os.Stat(path) // it appears complete or not at all
-	return err == nil
+	info, err := os.Lstat(filepath.Join(path, binaryName))
+	return err == nil && info.Mode().IsRegular()
 }
 
-// makeRootfs makes the folder at path, complete or not at all.
+// makeRootfs makes the folder at path. One that lacks its binary is completed
+// where it is: mounts of workers that run from it would not survive its deletion.
 func makeRootfs(path, binary string) (err error) {
 	if rootfsReady(path) {
 		return nil
@@ -42,29 +44,44 @@ func makeRootfs(path, binary string) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := fillRootfs(temp, binary); err != nil {
-		return errors.Join(err, os.RemoveAll(temp))
-	}
-	if err := os.Rename(temp, path); err != nil {
-		return errors.Join(err, os.RemoveAll(temp))
-	}
-	return nil
-}
-
-func fillRootfs(dir, binary string) error {
-	for _, d := range rootDirs {
-		path := filepath.Join(dir, d.name)
-		if err := os.Mkdir(path, 0o700); err != nil {
-			return err
-		}
-		if err := os.Chmod(path, d.mode); err != nil { // past the umask
-			return err
-		}
-	}
-	if err := linkOrCopy(binary, filepath.Join(dir, binaryName)); err != nil {
+	defer func() { err = errors.Join(err, os.RemoveAll(temp)) }()
+	whole := filepath.Join(temp, binaryName)
+	if err := linkOrCopy(binary, whole); err != nil {
 		return err
 	}
-	return os.Chmod(dir, 0o755)
+	if err := makeRootDirs(path); err != nil {
+		return err
+	}
+	if err := os.Rename(whole, filepath.Join(path, binaryName)); err != nil {
+		return err
+	}
+	return errors.Join(syncDir(path), syncDir(parent), syncDir(filepath.Dir(parent)))
+}
+
+// makeRootDirs makes all of the folder but the binary, and has it on disk.
+func makeRootDirs(path string) error {
+	dirs := append([]rootDir{{"", 0o755}}, rootDirs...)
+	for _, d := range dirs {
+		dir := filepath.Join(path, d.name)
+		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
+		}
+		if err := os.Chmod(dir, d.mode); err != nil { // past the umask
+			return err
+		}
+		if err := syncDir(dir); err != nil {
+			return err
+		}
+	}
+	return syncDir(path)
+}
+
+func syncDir(path string) error {
+	dir, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
 }
 
 // linkOrCopy links the store's file, so that the page cache is shared, and
@@ -84,10 +101,7 @@ func linkOrCopy(from, to string) error {
 		return err
 	}
 	_, err = io.Copy(out, in)
-	if err = errors.Join(err, out.Sync(), out.Close()); err != nil {
-		return err
-	}
-	return os.Chmod(to, 0o555) // past the umask
+	return errors.Join(err, out.Chmod(0o555), out.Sync(), out.Close()) // the mode: past the umask
 }
 
 // sweepRootfs deletes what a crash has left unfinished.
