@@ -9,12 +9,14 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/dals-host/dals-host/host/launch/internal/pidfd"
+	"github.com/dals-host/dals-host/host/worker"
 )
 
 // shimSockets is where every shim of containerd makes its socket, whatever the
@@ -89,6 +91,9 @@ func end(ctx context.Context, process *pidfd.Process, patience time.Duration) er
 // down stops containerd, and whatever else still runs for it, and deletes its
 // files. The launcher is of no use afterwards, but for Close.
 func (p *private) down(ctx context.Context) error {
+	if err := expectNoMounts(p.dir); err != nil {
+		return err
+	}
 	if err := p.close(); err != nil { // nobody starts another
 		return err
 	}
@@ -102,34 +107,36 @@ func (p *private) down(ctx context.Context) error {
 	if err = errors.Join(err, p.endShims(ctx, "")); err != nil {
 		return err
 	}
-	if err := unmountBelow(p.dir); err != nil {
-		return err
-	}
 	if p.runDir != "" {
 		err = os.RemoveAll(p.runDir)
 	}
 	return errors.Join(err, os.RemoveAll(p.dir))
 }
 
-// unmountBelow undoes mounts that containers' ends have left.
-func unmountBelow(dir string) error {
+// expectNoMounts refuses while anything is mounted below dir. Containers' mounts
+// are in namespaces of their own, so it is the operator's, and what is on it
+// would be deleted with dir.
+func expectNoMounts(dir string) error {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
 		return fmt.Errorf("list mounts: %w", err)
 	}
 	defer f.Close()
-	var points []string
-	for lines := bufio.NewScanner(f); lines.Scan(); {
+	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
 		const point = 4
 		fields := strings.Fields(lines.Text())
-		if len(fields) > point && strings.HasPrefix(fields[point], dir+"/") {
-			points = append(points, fields[point])
+		if len(fields) <= point {
+			continue
+		}
+		if at := unescape.Replace(fields[point]); strings.HasPrefix(at, dir+"/") {
+			return worker.Hint(fmt.Errorf("%s is mounted in a folder to be deleted: %w", at, worker.ErrConflict),
+				"run: umount "+strconv.Quote(at))
 		}
 	}
-	for _, point := range slices.Backward(points) {
-		if err := unix.Unmount(point, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
-			return fmt.Errorf("unmount %s: %w", point, err)
-		}
+	if err := lines.Err(); err != nil {
+		return fmt.Errorf("list mounts: %w", err)
 	}
 	return nil
 }
