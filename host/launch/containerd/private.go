@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -179,10 +180,10 @@ func (p *private) is(pid int) bool {
 	return ok && uid == 0
 }
 
-// start forks containerd into a session of its own. Its output goes to a file:
-// nothing ties it to this process.
+// start forks containerd into a session of its own. Its output goes to a file,
+// which begins anew: nothing ties it to this process.
 func (p *private) start() (*pidfd.Process, error) {
-	log, err := os.OpenFile(p.logFile(), os.O_WRONLY|os.O_APPEND|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	log, err := os.OpenFile(p.logFile(), os.O_WRONLY|os.O_APPEND|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -224,8 +225,19 @@ func (p *private) awaitAnswer(ctx context.Context, process *pidfd.Process) error
 	}
 }
 
+// lastWords is the last line of containerd's log, or what of it fits in 4 KiB.
 func (p *private) lastWords() string {
-	data, err := os.ReadFile(p.logFile())
+	f, err := os.Open(p.logFile())
+	if err != nil {
+		return err.Error()
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err.Error()
+	}
+	const enough = 4 << 10
+	data, err := io.ReadAll(io.NewSectionReader(f, max(0, info.Size()-enough), enough))
 	if err != nil {
 		return err.Error()
 	}
@@ -241,7 +253,7 @@ func (p *private) keep(process *pidfd.Process) {
 		if p.life.Err() != nil {
 			return
 		}
-		p.log.Warn("containerd has ended; workers run on", "error", err)
+		p.log.Warn("containerd has ended; workers run on", "error", err, "said", p.lastWords())
 		if process = p.restart(); process == nil {
 			return
 		}

@@ -51,6 +51,10 @@ func TestContainerdDies(t *testing.T) {
 		ended <- exit
 	}()
 	first := containerdPID(t, b)
+	logFile := launcher(b).private.logFile()
+	if err := os.WriteFile(logFile, []byte(strings.Repeat("an old line\n", 1000)), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	kill(t, first)
 	g.Tell("ping")
 	launchtest.Eventually(t, "containerd is back", func() bool {
@@ -59,6 +63,9 @@ func TestContainerdDies(t *testing.T) {
 	})
 	if now := containerdPID(t, b); now == first {
 		t.Fatal("the dead containerd is said to run")
+	}
+	if text, err := os.ReadFile(logFile); err != nil || strings.Contains(string(text), "an old line") {
+		t.Errorf("the log goes on where the last containerd ended: %d bytes, %v", len(text), err)
 	}
 	select {
 	case exit := <-ended:
@@ -236,5 +243,26 @@ func TestVersion(t *testing.T) {
 	}
 	if got := parseVersion("nonsense"); got != "" {
 		t.Errorf("read %q", got)
+	}
+}
+
+// TestLastWords: they are short, however long the log has become.
+func TestLastWords(t *testing.T) {
+	t.Parallel()
+	p := &private{dir: t.TempDir()}
+	for log, want := range map[string]string{
+		"":              "",
+		"one\ntwo\n":    "two",
+		"one\ntwo":      "two",
+		"\ntwo words\n": "two words",
+		strings.Repeat("line\n", 10_000) + "last\n":      "last",
+		"first\n" + strings.Repeat("x", 10_000) + "end\n": strings.Repeat("x", 4<<10-len("end\n")) + "end",
+	} {
+		if err := os.WriteFile(p.logFile(), []byte(log), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := p.lastWords(); got != want {
+			t.Errorf("%.20q, %d bytes: %d bytes %.20q, want %d bytes %.20q", log, len(log), len(got), got, len(want), want)
+		}
 	}
 }
