@@ -68,7 +68,7 @@ func startPrivate(ctx context.Context, cfg Config, tools tools, log hclog.Logger
 
 // ensure returns the running containerd, started if need be, once it answers.
 func (p *private) ensure(ctx context.Context) (*pidfd.Process, error) {
-	if err := p.prepare(); err != nil {
+	if err := p.makeDirs(); err != nil {
 		return nil, err
 	}
 	// A containerd that an earlier host has forked has this lock until it is
@@ -86,6 +86,9 @@ func (p *private) ensure(ctx context.Context) (*pidfd.Process, error) {
 		return nil, err
 	}
 	if len(running) == 0 {
+		if err := p.prepare(); err != nil {
+			return nil, err
+		}
 		process, err := p.start()
 		if err != nil {
 			return nil, err
@@ -101,9 +104,7 @@ func (p *private) ensure(ctx context.Context) (*pidfd.Process, error) {
 	return running[0], nil
 }
 
-// prepare makes folders and configuration. What containerd and runc know of
-// running containers does not survive the machine: after a boot it is deleted.
-func (p *private) prepare() error {
+func (p *private) makeDirs() error {
 	dirs := []string{p.dir}
 	if p.runDir != "" {
 		dirs = append(dirs, p.runDir)
@@ -113,12 +114,27 @@ func (p *private) prepare() error {
 			return err
 		}
 	}
+	return nil
+}
+
+// prepare makes the configuration for a containerd that is about to be started.
+// What containerd and runc know of running containers does not survive the
+// machine: after a boot it is deleted. A shim that runs proves that there was
+// none, whatever is written down.
+func (p *private) prepare() error {
+	shims, err := p.shims("")
+	if err != nil {
+		return err
+	}
+	for _, shim := range shims {
+		_ = shim.Close()
+	}
 	now, err := pidfd.BootID()
 	if err != nil {
 		return err
 	}
 	bootFile := filepath.Join(p.dir, "boot")
-	if then, err := os.ReadFile(bootFile); err != nil || string(then) != now {
+	if then, err := os.ReadFile(bootFile); (err != nil || string(then) != now) && len(shims) == 0 {
 		if err := errors.Join(os.RemoveAll(p.stateDir()), os.RemoveAll(p.runcRoot())); err != nil {
 			return err
 		}

@@ -187,6 +187,42 @@ func TestAfterBoot(t *testing.T) {
 	}
 }
 
+// TestNoBoot: a lost or wrong boot id does not make the launcher forget workers
+// that run, with containerd running or not.
+func TestNoBoot(t *testing.T) {
+	t.Parallel()
+	b := launchtest.NewBench(t, open)
+	g := b.Guest()
+	bootFile := filepath.Join(launcher(b).private.dir, "boot")
+	for name, spoil := range map[string]func() error{
+		"wrong": func() error { return os.WriteFile(bootFile, []byte("earlier"), 0o600) },
+		"lost":  func() error { return os.Remove(bootFile) },
+		"lost, and containerd ended": func() error {
+			pid := containerdPID(t, b)
+			kill(t, pid)
+			launchtest.Eventually(t, "containerd has ended", func() bool { return !launcher(b).private.is(pid) })
+			return os.Remove(bootFile)
+		},
+	} {
+		if err := b.Launcher.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(bootFile, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := spoil(); err != nil {
+			t.Fatal(err)
+		}
+		b.Reopen()
+		if left := launcher(b).leftovers(g.Spec.Serial); len(left) != 3 || !b.Running(g.Spec.Serial) {
+			t.Fatalf("%s: of a running worker there is %v", name, left)
+		}
+	}
+	g.Tell("ping")
+	b.Stop(g.Spec.Serial, time.Second)
+	g.ExpectProcesses(0)
+}
+
 // TestContainerdDoesNotStart: the error has its last words and says where to look.
 func TestContainerdDoesNotStart(t *testing.T) {
 	t.Parallel()
@@ -255,7 +291,7 @@ func TestLastWords(t *testing.T) {
 		"one\ntwo\n":    "two",
 		"one\ntwo":      "two",
 		"\ntwo words\n": "two words",
-		strings.Repeat("line\n", 10_000) + "last\n":      "last",
+		strings.Repeat("line\n", 10_000) + "last\n":       "last",
 		"first\n" + strings.Repeat("x", 10_000) + "end\n": strings.Repeat("x", 4<<10-len("end\n")) + "end",
 	} {
 		if err := os.WriteFile(p.logFile(), []byte(log), 0o600); err != nil {
