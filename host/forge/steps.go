@@ -253,6 +253,9 @@ func (f *Forge) stop(ctx context.Context, j *job) error {
 	return f.Launcher.Stop(ctx, j.worker.Serial, 0)
 }
 
+// promptHeartbeat is how soon a healthy worker answers, with room to spare.
+const promptHeartbeat = 100 * time.Millisecond
+
 // awaitHeartbeat waits for the worker's word that all of it is there, or for its
 // end, whichever comes first.
 func (f *Forge) awaitHeartbeat(ctx context.Context, j *job) error {
@@ -261,6 +264,12 @@ func (f *Forge) awaitHeartbeat(ctx context.Context, j *job) error {
 	ended := make(chan error, 1)
 	go func() {
 		defer cancel()
+		select { // most workers answer before it is worth asking for their end
+		case <-time.After(promptHeartbeat):
+		case <-ctx.Done():
+			ended <- ctx.Err()
+			return
+		}
 		exit, err := f.Launcher.Wait(ctx, j.worker.Serial)
 		if err == nil {
 			err = fmt.Errorf("the worker ended: %s%s: %w", exit, f.lastWords(j.worker.Serial), worker.ErrUnavailable)
