@@ -92,8 +92,12 @@ type Launcher struct {
 var _ launch.Launcher = (*Launcher)(nil)
 
 // New opens the launcher: it finds the data folder's containerd running or
-// starts it, and returns when it answers. Where Available says no, so does New.
+// starts it, and returns when it answers. Where Available says no, so does New;
+// a data folder whose path containerd cannot work with is worker.ErrInvalid.
 func New(ctx context.Context, cfg Config) (*Launcher, error) {
+	if err := checkPath(cfg.DataDir); err != nil {
+		return nil, worker.Hint(fmt.Errorf("data folder: %w", err), "choose a data folder without such characters in its path")
+	}
 	tools, err := findTools(ctx)
 	if err != nil {
 		return nil, err
@@ -105,18 +109,28 @@ func New(ctx context.Context, cfg Config) (*Launcher, error) {
 	l := &Launcher{cfg: cfg, log: cfg.Logger.Named(Name), tools: tools, cgroups: groups}
 	l.life, l.end = context.WithCancel(context.WithoutCancel(ctx))
 	if l.private, err = startPrivate(ctx, cfg, tools, l.log); err != nil {
-		return nil, errors.Join(err, l.Close())
+		return nil, l.abandon(ctx, err)
 	}
 	if l.client, err = connect(l.private.address, namespace(cfg.HostID)); err != nil {
-		return nil, errors.Join(err, l.Close())
+		return nil, l.abandon(ctx, err)
 	}
 	if err := l.checkServer(ctx); err != nil {
-		return nil, errors.Join(err, l.Close())
+		return nil, l.abandon(ctx, err)
 	}
 	if err := sweepRootfs(l.rootfsDir()); err != nil {
-		return nil, errors.Join(err, l.Close())
+		return nil, l.abandon(ctx, err)
 	}
 	return l, nil
+}
+
+// abandon gives up a launcher that could not be opened, because of cause. No
+// containerd stays that nobody would ever take down; one that ran before does.
+func (l *Launcher) abandon(ctx context.Context, cause error) error {
+	err := errors.Join(cause, l.Close())
+	if l.private != nil {
+		err = errors.Join(err, l.private.undo(ctx))
+	}
+	return err
 }
 
 func connect(address, namespace string) (*client.Client, error) {

@@ -97,20 +97,34 @@ func (p *private) down(ctx context.Context) error {
 	if err := p.close(); err != nil { // nobody starts another
 		return err
 	}
-	running, err := p.find()
+	err := errors.Join(p.stop(ctx), p.endShims(ctx, ""))
 	if err != nil {
-		return err
-	}
-	for _, process := range running {
-		err = errors.Join(err, process.Signal(unix.SIGTERM), end(ctx, process, 5*time.Second), process.Close())
-	}
-	if err = errors.Join(err, p.endShims(ctx, "")); err != nil {
 		return err
 	}
 	if p.runDir != "" {
 		err = os.RemoveAll(p.runDir)
 	}
 	return errors.Join(err, os.RemoveAll(p.dir))
+}
+
+// stop ends containerd. Workers stay, and so do the shims.
+func (p *private) stop(ctx context.Context) error {
+	running, err := p.find()
+	for _, process := range running {
+		err = errors.Join(err, process.Signal(unix.SIGTERM), end(ctx, process, 5*time.Second), process.Close())
+	}
+	return err
+}
+
+// undo ends containerd if we have started it, even if the caller has gone. It
+// comes after close, or before anybody looks after containerd.
+func (p *private) undo(ctx context.Context) error {
+	if !p.started {
+		return nil
+	}
+	ctx, cancel := afterwards(ctx)
+	defer cancel()
+	return p.stop(ctx)
 }
 
 // expectNoMounts refuses while anything is mounted below dir. Containers' mounts

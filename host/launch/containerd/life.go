@@ -46,6 +46,9 @@ func (l *Launcher) check(spec launch.Spec) error {
 	if err := spec.Check(); err != nil {
 		return err
 	}
+	if err := checkPath(spec.Dir); err != nil {
+		return fmt.Errorf("folder: %w", err)
+	}
 	if !rootfsReady(l.rootfs(spec.Image.Digest)) {
 		return fmt.Errorf("image %s is not prepared: %w", spec.Image.Digest, worker.ErrInvalid)
 	}

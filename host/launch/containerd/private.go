@@ -38,6 +38,7 @@ type private struct {
 	life    context.Context // ends with close
 	end     context.CancelFunc
 	keeper  sync.WaitGroup
+	started bool // by us; ensure's, which nobody calls twice at a time
 	mu      sync.Mutex
 	process *pidfd.Process // what keep watches
 }
@@ -59,7 +60,7 @@ func startPrivate(ctx context.Context, cfg Config, tools tools, log hclog.Logger
 	process, err := p.ensure(ctx)
 	if err != nil {
 		p.end()
-		return nil, fmt.Errorf("start containerd: %w", err)
+		return nil, fmt.Errorf("start containerd: %w", errors.Join(err, p.undo(ctx)))
 	}
 	p.process = process
 	p.keeper.Go(func() { p.keep(process) })
@@ -216,6 +217,7 @@ func (p *private) start() (*pidfd.Process, error) {
 	if err != nil {
 		return nil, err
 	}
+	p.started = true
 	p.log.Info("containerd is started", "pid", cmd.Process.Pid, "address", p.address)
 	return process, cmd.Process.Release()
 }

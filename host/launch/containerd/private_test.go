@@ -1,6 +1,7 @@
 package containerd
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -161,6 +162,37 @@ func TestLongPath(t *testing.T) {
 	b.Guest()
 }
 
+// TestPaths: containerd works in a folder with any other name, and says no early
+// where it cannot.
+func TestPaths(t *testing.T) {
+	t.Parallel()
+	b := launchtest.NewFolder(t, open)
+	parent := b.Config.DataDir
+	for _, name := range []string{"a%b", "a%20b", "a?b", "a#b", "a\nb", "a\x7fb", "a\xffb"} {
+		b.Config.DataDir = filepath.Join(parent, name)
+		if _, err := open(b.Config); !errors.Is(err, worker.ErrInvalid) || worker.HintOf(err) == "" {
+			t.Errorf("%q: %v (hint %q)", name, err, worker.HintOf(err))
+		}
+		if _, err := os.Lstat(b.Config.DataDir); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%q was made: %v", name, err)
+		}
+	}
+	b.Config.DataDir = filepath.Join(parent, `a b&c=d;e"f'g\h:i@j+k,l*[m]é`)
+	if err := os.MkdirAll(b.Config.DataDir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	b.Reopen()
+	t.Cleanup(b.Clean)
+	g := b.Guest()
+	g.Tell("flood 4096")
+	launchtest.Eventually(t, "the log holds it", func() bool { return len(b.LogText(g.Spec)) >= 4096 })
+	spec := b.Spec()
+	spec.Dir += "%"
+	if err := b.Launcher.Create(b.Context(), spec); !errors.Is(err, worker.ErrInvalid) {
+		t.Errorf("created a worker in %s: %v", spec.Dir, err)
+	}
+}
+
 // TestAfterBoot: what containerd knew of tasks before a boot is forgotten.
 func TestAfterBoot(t *testing.T) {
 	t.Parallel()
@@ -223,6 +255,69 @@ func TestNoBoot(t *testing.T) {
 	g.ExpectProcesses(0)
 }
 
+// TestNewFails: it ends the containerd that it has started, and only that.
+func TestNewFails(t *testing.T) {
+	t.Parallel()
+	b := launchtest.NewFolder(t, open)
+	rootfs := filepath.Join(b.Config.DataDir, "containerd", "rootfs")
+	if err := os.Mkdir(filepath.Dir(rootfs), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	spoil := func() {
+		if err := os.WriteFile(rootfs, []byte("not a folder"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := open(b.Config); err == nil || !strings.Contains(err.Error(), "sweep") {
+			t.Fatalf("opened: %v", err)
+		}
+		if err := os.Remove(rootfs); err != nil {
+			t.Fatal(err)
+		}
+	}
+	spoil()
+	expectNoProcess(t, b)
+
+	canceled, cancel := context.WithCancel(t.Context())
+	cancel()
+	found, err := findTools(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := startPrivate(canceled, Config(b.Config), found, b.Config.Logger); err == nil {
+		t.Fatal("started without waiting for an answer")
+	}
+	expectNoProcess(t, b)
+
+	b.Reopen()
+	t.Cleanup(b.Clean)
+	pid := containerdPID(t, b)
+	if err := b.Launcher.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(rootfs, rootfs+".aside"); err != nil {
+		t.Fatal(err)
+	}
+	spoil()
+	if err := os.Rename(rootfs+".aside", rootfs); err != nil {
+		t.Fatal(err)
+	}
+	b.Reopen()
+	if now := containerdPID(t, b); now != pid {
+		t.Errorf("a containerd that was found, %d, did not stay: now it is %d", pid, now)
+	}
+}
+
+// expectNoProcess fails the test if anything runs for the bench's folder.
+func expectNoProcess(t *testing.T, b *launchtest.Bench) {
+	t.Helper()
+	_ = pidfd.Each(func(pid int, _ pidfd.Stat) {
+		if strings.Contains(strings.Join(pidfd.Cmdline(pid), " "), b.Config.DataDir) {
+			t.Errorf("process %d is left", pid)
+			kill(t, pid)
+		}
+	})
+}
+
 // TestContainerdDoesNotStart: the error has its last words and says where to look.
 func TestContainerdDoesNotStart(t *testing.T) {
 	t.Parallel()
@@ -238,11 +333,7 @@ func TestContainerdDoesNotStart(t *testing.T) {
 	if !errors.Is(err, worker.ErrUnavailable) || !strings.Contains(worker.HintOf(err), "containerd.log") || !strings.Contains(err.Error(), "root") {
 		t.Fatalf("%v (hint %q)", err, worker.HintOf(err))
 	}
-	_ = pidfd.Each(func(pid int, _ pidfd.Stat) {
-		if strings.Contains(strings.Join(pidfd.Cmdline(pid), " "), b.Config.DataDir) {
-			t.Errorf("process %d is left", pid)
-		}
-	})
+	expectNoProcess(t, b)
 }
 
 func TestAvailable(t *testing.T) {
