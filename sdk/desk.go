@@ -61,6 +61,9 @@ func (d *desk) claim(from *outbox, a attempt, stamp *workerv1.Stamp, cancel cont
 	if len(d.inFlight) >= maxInFlight {
 		return false, refuse(codeBusy, "%d tasks are in flight", len(d.inFlight))
 	}
+	if d.results.full(len(d.inFlight)) {
+		return false, refuse(codeBusy, "%d results of %d bytes wait for the host's receipt", len(d.results.kept), d.results.bytes)
+	}
 	id, err := uuid.Parse(a.id)
 	if err != nil {
 		return false, refuse(codeMalformed, "the id is not a UUID")
@@ -77,7 +80,7 @@ func (d *desk) claim(from *outbox, a attempt, stamp *workerv1.Stamp, cancel cont
 // result that cannot be kept is offered once and lost with the stream.
 func (d *desk) finish(a attempt, result *workerv1.Envelope, status workerv1.ResultStatus) {
 	defer d.tasks.Done()
-	size, err := d.results.write(a, result)
+	kept, err := d.results.write(a, result)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.inFlight, a)
@@ -92,8 +95,19 @@ func (d *desk) finish(a attempt, result *workerv1.Envelope, status workerv1.Resu
 		d.offer(item{frame: resultFrame(result)})
 		return
 	}
-	d.results.add(a, size)
+	d.results.add(kept)
+	if d.out == nil {
+		d.results.trim()
+		return // the next Exchange is offered it
+	}
 	d.offer(item{kept: a})
+}
+
+// keptHeader is the header of a kept result, or nil where the host has it.
+func (d *desk) keptHeader(a attempt) *workerv1.Header {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.results.header(a)
 }
 
 // offer puts i into the open Exchange, if there is one. What a host does not

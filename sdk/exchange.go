@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"io/fs"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -81,14 +80,24 @@ func (r *runner) sendItem(stream exchangeStream, next item) error {
 		return stream.Send(next.frame)
 	}
 	result, err := r.desk.results.load(next.kept)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil // receipted, or dropped, while it waited
-	}
 	if err != nil {
+		header := r.desk.keptHeader(next.kept)
+		if header == nil {
+			return nil // receipted while it waited
+		}
 		r.worker.log.Error("could not offer a result", "envelope", next.kept.id, "attempt", next.kept.n, "error", err)
-		return nil
+		if result, err = r.signDropped(header); err != nil {
+			return err
+		}
 	}
 	return stream.Send(resultFrame(result))
+}
+
+// signDropped makes what stands in for a kept result that cannot be read: its
+// sender is told, and does not wait for it.
+func (r *runner) signDropped(h *workerv1.Header) (*workerv1.Envelope, error) {
+	task := &workerv1.Header{Id: h.InReplyTo, Sender: h.Recipient, Kind: h.Kind, Glyph: h.Glyph}
+	return r.sign(task, h.Attempt, failed(codeDropped, "the task has ended, but its result cannot be read any more"))
 }
 
 func wait(ctx context.Context, wake <-chan struct{}) error {

@@ -26,6 +26,7 @@ const (
 	codeFailed    = "failed"
 	codePanicked  = "panicked"
 	codeTooLarge  = "result_too_large"
+	codeDropped   = "result_dropped"
 	codeDeadline  = "deadline_exceeded"
 	codeCancelled = "cancelled"
 )

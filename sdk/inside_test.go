@@ -4,6 +4,7 @@ import (
 	"crypto/ed25519"
 	"encoding/binary"
 	"errors"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -126,6 +127,53 @@ func TestOnlyTheOpenExchangeDelivers(t *testing.T) {
 	d.detach(latest)
 	if claim(latest) {
 		t.Error("an exchange that was lost brought something in")
+	}
+}
+
+// TestOnlyWhatIsNotQueuedIsDropped: too much is dropped while no Exchange is
+// open, and never what an open one has queued.
+func TestOnlyWhatIsNotQueuedIsDropped(t *testing.T) {
+	t.Parallel()
+	root, err := os.OpenRoot(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	if err := root.MkdirAll(resultsDir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	_, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := newDesk(&results{root: root, log: hclog.NewNullLogger()}, hclog.NewNullLogger())
+	r := &runner{worker: &Worker{key: key, identity: identity.Identity{WorkerSerial: "DMN-GD-1-00000000-00000"}}}
+	sender := envelope.ClientID(key.Public().(ed25519.PublicKey))
+	finish := func() {
+		a := attempt{id: uuid.NewString(), n: 1}
+		result, err := r.sign(&workerv1.Header{Id: a.id, Sender: sender, Kind: "good.nothing"}, 1, outcome{status: workerv1.ResultStatus_RESULT_STATUS_OK})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.tasks.Add(1)
+		d.finish(a, result, workerv1.ResultStatus_RESULT_STATUS_OK)
+	}
+	out := newOutbox()
+	d.attach(out, "serial")
+	for range maxKept + maxInFlight {
+		finish()
+	}
+	if n := len(d.results.kept); n != maxKept+maxInFlight {
+		t.Errorf("%d kept while the exchange was open, want %d", n, maxKept+maxInFlight)
+	}
+	stamp := &workerv1.Stamp{Attempt: 1, DeadlineUnixMs: time.Now().Add(time.Minute).UnixMilli()}
+	if _, refused := d.claim(out, attempt{id: uuid.NewString(), n: 1}, stamp, func() {}); refused == nil || refused.code != codeBusy {
+		t.Errorf("a claim with a full store: %v", refused)
+	}
+	d.detach(out)
+	finish()
+	if n := len(d.results.kept); n != maxKept {
+		t.Errorf("%d kept with no exchange open, want %d", n, maxKept)
 	}
 }
 

@@ -107,8 +107,9 @@ func (p *probe) typ() sdk.Type {
 		Open:  func(_ context.Context, w *sdk.Worker) error { p.opened = w; return p.openErr },
 		Close: func() error { p.closed <- struct{}{}; return p.closeErr },
 	}
-	t.Tasks = append(t.Tasks, sdk.Process(processor{},
+	t.Tasks = append(t.Tasks, sdk.Process(processor{large: fmt.Appendf(nil, "%q", strings.Repeat("x", 5<<18))},
 		sdk.Kind{Kind: "probe.raw", Summary: "Answer with the payload.", Input: json.RawMessage(`{"type":["object","string"]}`)},
+		sdk.Kind{Kind: "probe.large", Summary: "Answer with 1.25 MiB."},
 		sdk.Kind{Kind: "probe.broken", Summary: "Answer with what is no JSON."})...)
 	return t
 }
@@ -119,12 +120,15 @@ func (p *probe) hold(_ context.Context, in text) (text, error) {
 	return in, nil
 }
 
-type processor struct{}
+type processor struct{ large []byte }
 
 // ProcessTask answers kinds that are data.
-func (processor) ProcessTask(_ context.Context, kind string, payload []byte) ([]byte, error) {
-	if kind == "probe.broken" {
+func (p processor) ProcessTask(_ context.Context, kind string, payload []byte) ([]byte, error) {
+	switch kind {
+	case "probe.broken":
 		return []byte("no JSON"), nil
+	case "probe.large":
+		return p.large, nil
 	}
 	return payload, nil
 }

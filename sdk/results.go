@@ -19,7 +19,8 @@ import (
 	workerv1 "github.com/dals-host/dals-host/sdk/proto/worker/v1"
 )
 
-// How much the kept results of one worker may be.
+// How much the kept results of one worker may be before it is busy. What is in
+// flight then may still come on top, up to maxInFlight results.
 const (
 	maxKept      = 256
 	maxKeptBytes = 64 << 20
@@ -64,6 +65,7 @@ type results struct {
 type keptResult struct {
 	attempt attempt
 	size    int64
+	header  *workerv1.Header // the result's own
 }
 
 // openResults finds the results that an earlier process kept. What is no result
@@ -92,8 +94,9 @@ func openResults(f *folder, log hclog.Logger) (*results, error) {
 	}
 	slices.SortStableFunc(all, func(a, b found) int { return a.at.Compare(b.at) })
 	for _, k := range all {
-		r.add(k.attempt, k.size)
+		r.add(k.keptResult)
 	}
+	r.trim()
 	return r, nil
 }
 
@@ -123,23 +126,27 @@ func (r *results) inspect(f *folder, entry fs.DirEntry) (keptResult, time.Time, 
 	if h.InReplyTo != a.id || h.Attempt != a.n {
 		return keptResult{}, time.Time{}, errors.New("the result of another attempt")
 	}
-	return keptResult{attempt: a, size: info.Size()}, info.ModTime(), nil
+	return keptResult{attempt: a, size: info.Size(), header: h}, info.ModTime(), nil
 }
 
 // maxResultFile is the largest marshalled result.
 const maxResultFile = envelope.MaxPayload + envelope.MaxHeader + 1<<10
 
-// write puts a result on disk and says how large it is there. Only one task
-// ever writes the result of an attempt.
-func (r *results) write(a attempt, e *workerv1.Envelope) (int64, error) {
+// write puts a result on disk, to be added. Only one task ever writes the result
+// of an attempt.
+func (r *results) write(a attempt, e *workerv1.Envelope) (keptResult, error) {
+	header, err := envelope.Parse(e)
+	if err != nil {
+		return keptResult{}, fmt.Errorf("keep result: %w", err)
+	}
 	data, err := proto.Marshal(e)
 	if err != nil {
-		return 0, fmt.Errorf("marshal result: %w", err)
+		return keptResult{}, fmt.Errorf("marshal result: %w", err)
 	}
 	if err := r.root.WriteFile(a.file(), data, 0o600); err != nil {
-		return 0, errors.Join(fmt.Errorf("keep result: %w", err), r.unlink(a))
+		return keptResult{}, errors.Join(fmt.Errorf("keep result: %w", err), r.unlink(a))
 	}
-	return int64(len(data)), nil
+	return keptResult{attempt: a, size: int64(len(data)), header: header}, nil
 }
 
 // load reads a result back.
@@ -155,11 +162,20 @@ func (r *results) load(a attempt) (*workerv1.Envelope, error) {
 	return e, nil
 }
 
-// add indexes a result that has been written, and drops the oldest where there
-// are too many.
-func (r *results) add(a attempt, size int64) {
-	r.kept = append(r.kept, keptResult{attempt: a, size: size})
-	r.bytes += size
+// add indexes a result that has been written.
+func (r *results) add(k keptResult) {
+	r.kept = append(r.kept, k)
+	r.bytes += k.size
+}
+
+// full says whether nothing more should be taken on, with so many in flight.
+func (r *results) full(inFlight int) bool {
+	return len(r.kept)+inFlight >= maxKept || r.bytes >= maxKeptBytes
+}
+
+// trim drops the oldest where there are too many. It is for when no Exchange is
+// open: what one has queued is promised to the host.
+func (r *results) trim() {
 	for len(r.kept) > maxKept || r.bytes > maxKeptBytes {
 		oldest := r.kept[0].attempt
 		r.log.Error("dropped the oldest result: the host has not taken it", "envelope", oldest.id, "attempt", oldest.n)
@@ -187,8 +203,15 @@ func (r *results) unlink(a attempt) error {
 	return nil
 }
 
-func (r *results) has(a attempt) bool {
-	return slices.ContainsFunc(r.kept, func(k keptResult) bool { return k.attempt == a })
+func (r *results) has(a attempt) bool { return r.header(a) != nil }
+
+// header is that of a kept result, or nil.
+func (r *results) header(a attempt) *workerv1.Header {
+	i := slices.IndexFunc(r.kept, func(k keptResult) bool { return k.attempt == a })
+	if i < 0 {
+		return nil
+	}
+	return r.kept[i].header
 }
 
 // attempts are the kept ones, oldest first.

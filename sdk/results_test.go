@@ -89,37 +89,100 @@ func TestNewExchangeReplacesTheOld(t *testing.T) {
 	}
 }
 
-// TestBoundedStore: what a host never takes is bounded, in number and in bytes,
-// and the oldest go first, not unseen. Most of it was kept by earlier processes.
+// TestBoundedStore: what a host never takes is bounded, in number and in bytes.
+// What earlier processes kept beyond it goes, the oldest first, not unseen; and
+// no more is taken on until there is room.
 func TestBoundedStore(t *testing.T) {
 	t.Parallel()
-	for name, c := range map[string]struct{ before, bytes int }{
+	for name, c := range map[string]struct{ fit, bytes int }{
 		"number": {256, 10},
-		"bytes":  {16, 4_100_000},
+		"bytes":  {16, 4_190_000},
 	} {
 		w := workertest.New(t, newProbe().typ)
-		for i := range c.before {
+		for i := range c.fit + 1 {
 			keepResult(t, w, i, c.bytes)
 		}
 		w.Start()
-		oldest := mustOpen(t, w).Hello.GetKept()
-		if len(oldest) != c.before || oldest[0].GetEnvelopeId() != numberedID(0) {
-			t.Fatalf("%s: %d kept, the oldest %v", name, len(oldest), oldest[0])
+		e := mustOpen(t, w)
+		kept := e.Hello.GetKept()
+		if len(kept) != c.fit || kept[0].GetEnvelopeId() != numberedID(1) {
+			t.Fatalf("%s: %d kept, the oldest %v", name, len(kept), kept[0])
 		}
-		newest := w.Stamp(w.Envelope("probe.big", size{Bytes: c.bytes}))
-		must(t, mustOpen(t, w).Deliver(newest))
-		eventually(t, "done", func() bool { return w.Heartbeat(t.Context()).GetTasksDone() == 1 })
-		kept := mustOpen(t, w).Hello.GetKept()
-		last := len(kept) - 1
-		if len(kept) != c.before || !proto.Equal(kept[0], oldest[1]) || !proto.Equal(kept[last], workertest.AttemptOf(newest)) {
-			t.Errorf("%s: %d kept, from %v to %v", name, len(kept), kept[0], kept[last])
-		}
-		if files := resultFiles(t, w); len(files) != c.before || files[0] == numberedID(0)+".1" {
+		if files := resultFiles(t, w); len(files) != c.fit || files[0] != numberedID(1)+".1" {
 			t.Errorf("%s: %d files, first %s", name, len(files), files[0])
 		}
 		if n := strings.Count(w.Log(), "dropped the oldest result"); n != 1 {
 			t.Errorf("%s: %d drops logged, want 1", name, n)
 		}
+		for range kept {
+			if a := mustResult(t, e); !a.OK() {
+				t.Errorf("%s: kept: %s", name, a)
+			}
+		}
+		// The first result of its own fits where bytes are bounded.
+		for i, want := range map[string][]string{"number": {"busy", ""}, "bytes": {"", "busy", ""}}[name] {
+			d := w.Stamp(w.Envelope("probe.big", size{Bytes: c.bytes}))
+			if i > 0 && want == "" {
+				must(t, e.Receipt(kept[0]))
+				must(t, e.Receipt(kept[1]))
+			}
+			must(t, e.Deliver(d))
+			if a := mustResult(t, e); a.Code != want {
+				t.Errorf("%s: delivery %d: %.100s, want %q", name, i, a, want)
+			}
+		}
+	}
+}
+
+// TestManyLargeResults: whatever many large answers weigh together, each is
+// given, or refused as too much for now.
+func TestManyLargeResults(t *testing.T) {
+	t.Parallel()
+	w := newProbe().start(t)
+	e := mustOpen(t, w)
+	const tasks = 64 // 80 MiB in all
+	open := map[string]bool{}
+	for range tasks {
+		d := w.Stamp(w.Envelope("probe.large", nothing{}))
+		open[workertest.AttemptOf(d).GetEnvelopeId()] = true
+		must(t, e.Deliver(d)) // nothing is read, or receipted, meanwhile
+	}
+	done := 0
+	for range tasks {
+		a := mustResult(t, e)
+		if !a.OK() && a.Code != "busy" {
+			t.Errorf("answer: %s", a)
+		}
+		if a.OK() {
+			done++
+		}
+		delete(open, a.Attempt.GetEnvelopeId())
+	}
+	if len(open) != 0 || done < 48 {
+		t.Errorf("%d are not answered, %d are done", len(open), done)
+	}
+	if kept := mustOpen(t, w).Hello.GetKept(); len(kept) != done {
+		t.Errorf("%d are kept, want %d", len(kept), done)
+	}
+}
+
+// TestResultThatIsGone: the sender of a task whose kept result has been taken
+// away is told so.
+func TestResultThatIsGone(t *testing.T) {
+	t.Parallel()
+	w := newProbe().start(t)
+	e := mustOpen(t, w)
+	d := w.Stamp(w.Envelope("probe.echo", text{Text: "gone"}))
+	must(t, e.Deliver(d))
+	first := mustResult(t, e)
+	must(t, os.Remove(filepath.Join(w.Dir, "state", "results", workertest.AttemptOf(d).GetEnvelopeId()+".1")))
+	must(t, e.Deliver(d)) // it is offered again, as nothing is receipted
+	a := mustResult(t, e)
+	if a.Status != workerv1.ResultStatus_RESULT_STATUS_FAILED || a.Code != "result_dropped" {
+		t.Errorf("answer: %s", a)
+	}
+	if !proto.Equal(a.Attempt, workertest.AttemptOf(d)) || a.Header.Recipient != first.Header.Recipient || a.Header.Kind != first.Header.Kind {
+		t.Errorf("header %v, was %v", a.Header, first.Header)
 	}
 }
 
