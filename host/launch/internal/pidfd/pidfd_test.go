@@ -4,14 +4,21 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"runtime"
 	"syscall"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(envHeadless) != "" {
+		headless()
+	}
+	goleak.VerifyTestMain(m)
+}
 
 func start(t *testing.T, script string) *Process {
 	t.Helper()
@@ -122,4 +129,64 @@ func FuzzParseStat(f *testing.F) {
 			t.Fatalf("a stat without a state: %q", data)
 		}
 	})
+}
+
+// TestThreadsOutliveTheFirst: a process whose first thread has ended looks like a
+// zombie while its others run.
+func TestThreadsOutliveTheFirst(t *testing.T) {
+	t.Parallel()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = []string{envHeadless + "=1"}
+	fd := -1
+	cmd.SysProcAttr = &syscall.SysProcAttr{PidFD: &fd, Pdeathsig: unix.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p, err := Hold(fd, cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = p.Close() })
+	pid := p.Identity().PID
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		st, err := ReadStat(pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st.State == 'Z' {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("its first thread does not end: %+v", st)
+		}
+	}
+	seen := false
+	if err := Each(func(other int, _ Stat) { seen = seen || other == pid }); err != nil || !seen {
+		t.Errorf("its other threads are not seen: %v", err)
+	}
+	if p.Ended() {
+		t.Error("it is said to have ended")
+	}
+	if err := p.Signal(unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if _, known, err := p.Wait(); err != nil || !known {
+		t.Fatalf("known %v, %v", known, err)
+	}
+}
+
+const envHeadless = "DALS_PIDFD_HEADLESS"
+
+// headless ends the process's first thread; the others run on.
+func headless() {
+	for {
+		go func() {
+			runtime.LockOSThread()
+			if unix.Gettid() == os.Getpid() {
+				_, _, _ = unix.RawSyscall(unix.SYS_EXIT, 0, 0, 0)
+			}
+			time.Sleep(time.Hour)
+		}()
+		time.Sleep(10 * time.Millisecond)
+	}
 }

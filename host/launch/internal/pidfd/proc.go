@@ -13,14 +13,16 @@ import (
 
 // Stat is the part of /proc/<pid>/stat that tells processes apart.
 type Stat struct {
-	State   byte
+	State   byte // of its first thread
 	Parent  int
 	Session int
+	Threads int
 	Start   uint64 // clock ticks after boot
 }
 
-// Ended says that the process runs no more, though its number is still taken.
-func (s Stat) Ended() bool { return s.State == 'Z' || s.State == 'X' }
+// Ended says that the process runs no more, though its number is still taken. One
+// whose first thread alone has ended is a zombie too, but it runs.
+func (s Stat) Ended() bool { return (s.State == 'Z' || s.State == 'X') && s.Threads <= 1 }
 
 // ReadStat reads the Stat of the process with number pid. It is os.ErrNotExist
 // or ESRCH where there is none.
@@ -44,16 +46,17 @@ func parseStat(data []byte) (Stat, error) {
 		return Stat{}, errors.New("stat without a name")
 	}
 	fields := strings.Fields(string(data[end+1:]))
-	const state, parent, session, start = 0, 1, 3, 19 // fields 3, 4, 6 and 22
+	const state, parent, session, threads, start = 0, 1, 3, 17, 19 // fields 3, 4, 6, 20 and 22
 	if len(fields) <= start || len(fields[state]) != 1 {
 		return Stat{}, errors.New("stat is cut short")
 	}
 	var st Stat
-	var errs [3]error
+	var errs [4]error
 	st.State = fields[state][0]
 	st.Parent, errs[0] = strconv.Atoi(fields[parent])
 	st.Session, errs[1] = strconv.Atoi(fields[session])
-	st.Start, errs[2] = strconv.ParseUint(fields[start], 10, 64)
+	st.Threads, errs[2] = strconv.Atoi(fields[threads])
+	st.Start, errs[3] = strconv.ParseUint(fields[start], 10, 64)
 	return st, errors.Join(errs[:]...)
 }
 
