@@ -68,7 +68,11 @@ func (d *desk) claim(from *outbox, a attempt, stamp *workerv1.Stamp, cancel cont
 	if err != nil {
 		return false, refuse(codeMalformed, "the id is not a UUID")
 	}
-	if err := d.replays.claim(id, a.n, forgettable(stamp), time.Now()); err != nil {
+	now := time.Now()
+	if !now.Before(time.UnixMilli(stamp.DeadlineUnixMs)) {
+		return false, refuse(codeExpired, pastDeadline)
+	}
+	if err := d.replays.claim(id, a.n, forgettable(stamp), now); err != nil {
 		return false, err
 	}
 	d.inFlight[a] = cancel

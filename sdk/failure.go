@@ -31,6 +31,9 @@ const (
 	codeCancelled = "cancelled"
 )
 
+// pastDeadline refuses a task that nobody waits for any more.
+const pastDeadline = "its deadline has passed"
+
 // maxErrorText bounds what an error tells the sender, in bytes.
 const maxErrorText = 4 << 10
 

@@ -26,7 +26,7 @@ func refuse(code, format string, args ...any) *refusal {
 
 // gate is the worker's own look at every delivery. The host has looked before;
 // the worker does not take its word for what it can see itself. It has no state:
-// whether an attempt is new is for the desk to say.
+// whether an attempt is new, and still due, is for the desk to say.
 type gate struct {
 	identity *identity.Identity
 }
@@ -55,8 +55,9 @@ func (g *gate) check(d *workerv1.Delivery) (*workerv1.Header, *workerv1.Stamp, *
 	if err := g.checkAddress(h, stamp); err != nil {
 		return nil, nil, err
 	}
-	if err := checkTimes(h, stamp, time.Now()); err != nil {
-		return nil, nil, err
+	// Against its admission, not against now: a task may have waited.
+	if err := envelope.FreshAt(h, time.UnixMilli(stamp.AdmittedAtUnixMs)); err != nil {
+		return nil, nil, refuseForm(err)
 	}
 	return h, stamp, nil
 }
@@ -72,20 +73,8 @@ func (g *gate) checkAddress(h *workerv1.Header, stamp *workerv1.Stamp) *refusal 
 	return nil
 }
 
-// checkTimes holds the header against its admission, not against now: a task may
-// have waited. What is past its deadline has nobody who waits for it, and is no
-// longer known as a replay.
-func checkTimes(h *workerv1.Header, stamp *workerv1.Stamp, now time.Time) *refusal {
-	if err := envelope.FreshAt(h, time.UnixMilli(stamp.AdmittedAtUnixMs)); err != nil {
-		return refuseForm(err)
-	}
-	if forgettable(stamp).Before(now) {
-		return refuse(codeExpired, "its deadline has passed")
-	}
-	return nil
-}
-
-// forgettable is when an attempt needs no longer be remembered.
+// forgettable is when an attempt needs no longer be remembered: past its
+// deadline, even where the clock is set back a little.
 func forgettable(stamp *workerv1.Stamp) time.Time {
 	return time.UnixMilli(stamp.DeadlineUnixMs).Add(envelope.MaxSkew)
 }

@@ -122,6 +122,26 @@ func old(ago func(time.Duration) int64) func(*workerv1.Stamp) {
 	}
 }
 
+// TestPastItsDeadline: what comes too late is not run, however little too late.
+func TestPastItsDeadline(t *testing.T) {
+	t.Parallel()
+	p := newProbe()
+	w := p.start(t)
+	for _, late := range []time.Duration{time.Millisecond, time.Second, 28 * time.Second} {
+		a, err := w.Deliver(t.Context(), w.Stamp(w.Envelope("probe.hold", text{}), func(s *workerv1.Stamp) {
+			s.DeadlineUnixMs = time.Now().Add(-late).UnixMilli()
+			s.AdmittedAtUnixMs = s.DeadlineUnixMs - 1000
+		}))
+		must(t, err)
+		if a.Status != workerv1.ResultStatus_RESULT_STATUS_REFUSED || a.Code != "expired" {
+			t.Errorf("%s late: %s", late, a)
+		}
+	}
+	if len(p.holding) != 0 {
+		t.Error("a task that came too late was run")
+	}
+}
+
 // TestUnanswerable: what does not even say what it is gets no answer, and harms
 // nothing.
 func TestUnanswerable(t *testing.T) {

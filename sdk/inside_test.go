@@ -1,6 +1,7 @@
 package sdk
 
 import (
+	"context"
 	"crypto/ed25519"
 	"encoding/binary"
 	"errors"
@@ -174,6 +175,34 @@ func TestOnlyWhatIsNotQueuedIsDropped(t *testing.T) {
 	finish()
 	if n := len(d.results.kept); n != maxKept {
 		t.Errorf("%d kept with no exchange open, want %d", n, maxKept)
+	}
+}
+
+// TestTooLateToBegin: a task that was let in, but did not begin in time, does
+// not run, whether its context has noticed or not.
+func TestTooLateToBegin(t *testing.T) {
+	t.Parallel()
+	ran := false
+	task := Func("good.run", "Run.", func(context.Context, struct{}) (struct{}, error) { ran = true; return struct{}{}, nil })
+	j := &job{task: task, payload: []byte("{}")}
+	past, stop := context.WithDeadline(t.Context(), time.Now().Add(-time.Millisecond))
+	defer stop()
+	cancelled, cancel := context.WithCancel(t.Context())
+	cancel()
+	for code, c := range map[string]struct {
+		ctx    context.Context
+		status workerv1.ResultStatus
+	}{
+		codeExpired:   {past, workerv1.ResultStatus_RESULT_STATUS_REFUSED},
+		codeCancelled: {cancelled, workerv1.ResultStatus_RESULT_STATUS_FAILED},
+	} {
+		got := perform(c.ctx, j)
+		if got.status != c.status || !strings.Contains(string(got.payload), code) || ran {
+			t.Errorf("%s: %s %s, ran %t", code, got.status, got.payload, ran)
+		}
+	}
+	if got := perform(t.Context(), j); got.status != workerv1.ResultStatus_RESULT_STATUS_OK || !ran {
+		t.Errorf("in time: %s %s", got.status, got.payload)
 	}
 }
 

@@ -93,12 +93,13 @@ func TestHangPastTheDeadline(t *testing.T) {
 	t.Parallel()
 	p := newProbe()
 	w := p.start(t)
-	e := mustOpen(t, w)
+	e, sent := mustOpen(t, w), time.Now()
 	d := w.Stamp(w.Envelope("probe.hold", text{Text: "late"}), func(s *workerv1.Stamp) {
-		s.DeadlineUnixMs = s.AdmittedAtUnixMs + 1
+		s.DeadlineUnixMs = s.AdmittedAtUnixMs + 1500
 	})
 	must(t, e.Deliver(d))
 	<-p.holding
+	eventually(t, "past the deadline", func() bool { return time.Since(sent) > 2*time.Second })
 	e.Close() // the host has gone
 	again := mustOpen(t, w)
 	if flight := again.Hello.GetInFlight(); len(flight) != 1 || flight[0].String() != workertest.AttemptOf(d).String() {
@@ -119,11 +120,12 @@ func TestDeadlineAndCancelReachTheTask(t *testing.T) {
 	w := p.start(t)
 	e := mustOpen(t, w)
 	must(t, e.Deliver(w.Stamp(w.Envelope("probe.wait", nothing{}), func(s *workerv1.Stamp) {
-		s.DeadlineUnixMs = s.AdmittedAtUnixMs + 50
+		s.DeadlineUnixMs = s.AdmittedAtUnixMs + 1500
 	})))
 	if a := mustResult(t, e); a.Code != "deadline_exceeded" {
 		t.Errorf("past the deadline: %s", a)
 	}
+	<-p.holding
 	d := w.Stamp(w.Envelope("probe.wait", nothing{}))
 	must(t, e.Deliver(d))
 	<-p.holding

@@ -108,6 +108,13 @@ func perform(ctx context.Context, j *job) outcome {
 	if err != nil {
 		return refused(codeSchemaMismatch, err.Error())
 	}
+	// The context may not have noticed yet, where the process was stopped.
+	if due, ok := ctx.Deadline(); ok && !time.Now().Before(due) {
+		return refused(codeExpired, pastDeadline)
+	}
+	if err := ctx.Err(); err != nil {
+		return failed(codeOf(ctx, err), err.Error())
+	}
 	output, err := run(ctx)
 	switch {
 	case err != nil:
