@@ -40,6 +40,9 @@ func (a attempt) proto() *workerv1.Attempt {
 
 func (a attempt) file() string { return fmt.Sprintf("%s/%s.%d", resultsDir, a.id, a.n) }
 
+// newSuffix marks the file of a result that is still being written.
+const newSuffix = ".new"
+
 // parseAttempt reads the name of a kept result's file.
 func parseAttempt(name string) (attempt, bool) {
 	id, number, _ := strings.Cut(name, ".")
@@ -53,7 +56,7 @@ func parseAttempt(name string) (attempt, bool) {
 // results are the signed results that the host has not yet receipted, one file
 // each. Files survive the end of the process; they are not forced to disk,
 // because a result that a power cut takes is one of a host that was cut off too,
-// and a torn file is known by its signature. write and load may be called at any
+// and a torn file is known by its signature, and removed at the next start. write and load may be called at any
 // time; the rest keeps the index and is guarded by the desk's lock.
 type results struct {
 	root  *os.Root
@@ -68,8 +71,9 @@ type keptResult struct {
 	header  *workerv1.Header // the result's own
 }
 
-// openResults finds the results that an earlier process kept. What is no result
-// of this worker is left alone and logged.
+// openResults finds the results that an earlier process kept. A file that has
+// the name of a result, or of one being written, and is none of this worker is
+// removed; any other is left alone. Both are logged.
 func openResults(f *folder, log hclog.Logger) (*results, error) {
 	if err := f.root.MkdirAll(resultsDir, 0o700); err != nil {
 		return nil, fmt.Errorf("open results: %w", err)
@@ -87,7 +91,7 @@ func openResults(f *folder, log hclog.Logger) (*results, error) {
 	for _, entry := range entries {
 		k, at, err := r.inspect(f, entry)
 		if err != nil {
-			log.Warn("ignored a file among the results", "file", entry.Name(), "error", err)
+			r.reject(entry, err)
 			continue
 		}
 		all = append(all, found{keptResult: k, at: at})
@@ -98,6 +102,18 @@ func openResults(f *folder, log hclog.Logger) (*results, error) {
 	}
 	r.trim()
 	return r, nil
+}
+
+// reject deals with what is no result.
+func (r *results) reject(entry fs.DirEntry, why error) {
+	a, ok := parseAttempt(strings.TrimSuffix(entry.Name(), newSuffix))
+	_, unread := errors.AsType[*fs.PathError](why) // it may well be one
+	if !ok || unread || !entry.Type().IsRegular() {
+		r.log.Warn("ignored a file among the results", "file", entry.Name(), "error", why)
+		return
+	}
+	err := r.root.Remove(path.Join(resultsDir, entry.Name()))
+	r.log.Warn("removed a file that is no result", "envelope", a.id, "attempt", a.n, "error", errors.Join(why, err))
 }
 
 // inspect says which result a file holds, and since when.
@@ -143,8 +159,13 @@ func (r *results) write(a attempt, e *workerv1.Envelope) (keptResult, error) {
 	if err != nil {
 		return keptResult{}, fmt.Errorf("marshal result: %w", err)
 	}
-	if err := r.root.WriteFile(a.file(), data, 0o600); err != nil {
-		return keptResult{}, errors.Join(fmt.Errorf("keep result: %w", err), r.unlink(a))
+	unfinished := a.file() + newSuffix
+	err = r.root.WriteFile(unfinished, data, 0o600)
+	if err == nil {
+		err = r.root.Rename(unfinished, a.file())
+	}
+	if err != nil {
+		return keptResult{}, errors.Join(fmt.Errorf("keep result: %w", err), r.unlink(unfinished))
 	}
 	return keptResult{attempt: a, size: int64(len(data)), header: header}, nil
 }
@@ -191,13 +212,13 @@ func (r *results) remove(a attempt) {
 	}
 	r.bytes -= r.kept[i].size
 	r.kept = slices.Delete(r.kept, i, i+1)
-	if err := r.unlink(a); err != nil {
+	if err := r.unlink(a.file()); err != nil {
 		r.log.Warn("left a result that is no longer needed", "error", err)
 	}
 }
 
-func (r *results) unlink(a attempt) error {
-	if err := r.root.Remove(a.file()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+func (r *results) unlink(file string) error {
+	if err := r.root.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove result: %w", err)
 	}
 	return nil

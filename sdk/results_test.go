@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -211,8 +212,8 @@ func keepResult(t *testing.T, w *workertest.Worker, n, bytes int) {
 	must(t, os.Chtimes(path, at, at))
 }
 
-// TestGarbageAmongResults: what is no result of this worker is ignored, left
-// alone and logged; what is one is offered.
+// TestGarbageAmongResults: a file that looks like a result of this worker and is
+// none is removed, what does not is left alone, both are logged.
 func TestGarbageAmongResults(t *testing.T) {
 	t.Parallel()
 	p := newProbe()
@@ -230,6 +231,7 @@ func TestGarbageAmongResults(t *testing.T) {
 	for name, data := range map[string][]byte{
 		"notes.txt": []byte("hello"), id + "1.1": foreign, id + "2.1": {}, id + "3.1": []byte("\xff\xff"),
 		id + "4.01": foreign, id + "5.99999999999": foreign, id + "6": foreign, id + "7.1.1": foreign,
+		id + "b.1.new": foreign, id + "c.01.new": foreign,
 	} {
 		must(t, os.WriteFile(filepath.Join(dir, name), data, 0o600))
 	}
@@ -240,17 +242,19 @@ func TestGarbageAmongResults(t *testing.T) {
 	must(t, huge.Truncate(1<<40))
 	must(t, huge.Close())
 
-	before := resultFiles(t, w)
+	want := []string{id + "4.01", id + "5.99999999999", id + "6", id + "7.1.1", id + "8.1", id + "9.1", id + "c.01.new", "notes.txt"}
 	w.Start()
 	e := mustOpen(t, w)
 	if len(e.Hello.GetKept()) != 0 {
 		t.Errorf("hello: %v", e.Hello)
 	}
-	if after := resultFiles(t, w); len(after) != len(before) {
-		t.Errorf("files %v, were %v", after, before)
+	if after := resultFiles(t, w); !slices.Equal(after, want) {
+		t.Errorf("files %v, want %v", after, want)
 	}
-	if n := strings.Count(w.Log(), "ignored a file among the results"); n != len(before) {
-		t.Errorf("%d files logged, want %d", n, len(before))
+	for message, want := range map[string]int{"ignored a file among the results": len(want), "removed a file that is no result": 5} {
+		if n := strings.Count(w.Log(), message); n != want {
+			t.Errorf("%q logged %d times, want %d", message, n, want)
+		}
 	}
 	must(t, e.Deliver(w.Stamp(w.Envelope("probe.echo", text{Text: "fine"}))))
 	if a := mustResult(t, e); !a.OK() {
