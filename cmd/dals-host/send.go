@@ -114,9 +114,10 @@ func (a *app) sendFile(ctx context.Context, file string, timeout time.Duration) 
 }
 
 // showResult prints a verified result. One of a task that failed is data too,
-// and an error besides.
+// and an error besides; so is the id of an envelope whose end is not known.
 func (a *app) showResult(r client.Result, err error) error {
-	if _, ran := errors.AsType[*client.TaskError](err); err != nil && !ran {
+	_, ran := errors.AsType[*client.TaskError](err)
+	if err != nil && !ran && r.Status != client.StatusUnknown {
 		return err
 	}
 	if a.json {

@@ -341,7 +341,7 @@ func TestResultIsVerified(t *testing.T) {
 		h.tamper = tamper
 		got, err := c.Send(t.Context(), client.SendRequest{Worker: "nora", Kind: "template.echo"})
 		var e *client.Error
-		if !errors.As(err, &e) || e.Code != client.CodeBadResult || got.Status != "" || got.Result != nil {
+		if !errors.As(err, &e) || e.Code != client.CodeBadResult || got.Status != client.StatusUnknown || got.ID != h.asked.GetId() || got.Result != nil {
 			t.Errorf("%s: %+v, %v", name, got, err)
 		}
 	}
@@ -396,8 +396,8 @@ func TestContextEnds(t *testing.T) {
 	c := start(t, &fakeHost{})
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	_, err := c.Send(ctx, client.SendRequest{Worker: serial, Kind: "template.hang"})
-	if !errors.Is(err, context.DeadlineExceeded) {
+	got, err := c.Send(ctx, client.SendRequest{Worker: serial, Kind: "template.hang"})
+	if !errors.Is(err, context.DeadlineExceeded) || got.ID == "" || got.Status != client.StatusUnknown || !strings.Contains(err.Error(), "vault prove "+got.ID) {
 		t.Errorf("after the deadline: %v", err)
 	}
 	ctx, cancel = context.WithCancel(t.Context())

@@ -21,6 +21,7 @@ const (
 	CodeUnavailable = "unavailable"
 	CodeDeadline    = "deadline"
 	CodeInternal    = "internal"
+	CodeCanceled    = "canceled"
 	// CodeBadResult says that a result could not be verified: do not use it.
 	CodeBadResult = "bad_result"
 )
@@ -42,6 +43,15 @@ func (e *Error) Error() string { return e.Message }
 
 // Unwrap gives the gRPC status where there is one.
 func (e *Error) Unwrap() error { return e.cause }
+
+// uncertain says that the error leaves open what became of an envelope.
+func (e *Error) uncertain() bool {
+	switch e.Code {
+	case CodeUnavailable, CodeDeadline, CodeInternal, CodeCanceled, CodeBadResult:
+		return true
+	}
+	return false
+}
 
 // TaskError is a task that its worker says it could not do.
 type TaskError struct {

@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"regexp"
 	"strings"
@@ -41,6 +42,8 @@ const (
 	StatusOK      = "ok"
 	StatusFailed  = "failed"  // it ran and failed
 	StatusRefused = "refused" // the worker would not run it
+	// StatusUnknown is of an envelope that was sent and whose end was not learnt.
+	StatusUnknown = "unknown"
 )
 
 // Result is a verified result.
@@ -60,7 +63,9 @@ type Result struct {
 
 // Send signs a request, sends it and waits for the verified result. A task that
 // failed or was refused by its worker gives its Result and a *TaskError; what
-// the host refuses, or a result that does not verify, gives an *Error.
+// the host refuses, or a result that does not verify, gives an *Error. Once the
+// envelope was sent its ID is in every Result; StatusUnknown says that it may
+// have been admitted, and the error names it.
 func (c *Client) Send(ctx context.Context, r SendRequest) (Result, error) {
 	env, known, err := c.sign(ctx, r)
 	if err != nil {
@@ -144,13 +149,29 @@ func (c *Client) exchange(ctx context.Context, env *workerv1.Envelope, timeout t
 	// A host that hangs must not hang its callers.
 	bounded, cancel := context.WithTimeout(ctx, wait+answerTime)
 	defer cancel()
+	request, malformed := envelope.Parse(env)
 	resp, err := c.host.Send(bounded, &hostv1.SendRequest{Envelope: env, TimeoutMs: milliseconds(timeout)})
 	if err != nil {
-		return Result{}, c.fault(ctx, err)
+		return unanswered(request.GetId(), c.fault(ctx, err))
 	}
-	request, err := envelope.Parse(env)
-	if err != nil {
-		return Result{}, signFault(err)
+	if malformed != nil {
+		return Result{}, signFault(malformed)
 	}
-	return read(request, resp, known)
+	result, err := read(request, resp, known)
+	if result.Status == "" {
+		return unanswered(request.GetId(), err)
+	}
+	return result, err
+}
+
+// unanswered is what is known of an envelope that was sent and got no result. A
+// refusal is certain; else the envelope may be in the record.
+func unanswered(id string, err error) (Result, error) {
+	result := Result{ID: id}
+	said, ok := errors.AsType[*Error](err)
+	if id == "" || ok && !said.uncertain() {
+		return result, err
+	}
+	result.Status = StatusUnknown
+	return result, fmt.Errorf("envelope %s may have been admitted: dals-host vault prove %s tells: %w", id, id, err)
 }
