@@ -23,9 +23,19 @@ import (
 func Conformance(t *testing.T, binary string, newType func() sdk.Type, options ...Option) {
 	t.Run("descriptor", func(t *testing.T) { conformDescriptor(t, Probe(t, binary), newType) })
 	w := StartBinary(t, binary, options...)
-	t.Run("heartbeat", func(t *testing.T) { conformHeartbeat(t, w) })
-	t.Run("refusals", func(t *testing.T) { conformRefusals(t, w, newType().Tasks) })
-	t.Run("end", func(t *testing.T) { conformEnd(t, w) })
+	w.subtest(t, "heartbeat", func(t *testing.T) { conformHeartbeat(t, w) })
+	w.subtest(t, "refusals", func(t *testing.T) { conformRefusals(t, w, newType().Tasks) })
+	w.subtest(t, "end", func(t *testing.T) { conformEnd(t, w) })
+}
+
+// subtest runs f, which is not to be parallel, with w's own failures its.
+func (w *Worker) subtest(t *testing.T, name string, f func(t *testing.T)) {
+	t.Run(name, func(t *testing.T) {
+		outer := w.t
+		defer func() { w.t = outer }()
+		w.t = t
+		f(t)
+	})
 }
 
 func conformDescriptor(t *testing.T, probed *workerv1.TypeDescriptor, newType func() sdk.Type) {
@@ -73,7 +83,7 @@ func conformHeartbeat(t *testing.T, w *Worker) {
 func conformRefusals(t *testing.T, w *Worker, tasks []sdk.Task) {
 	kind := tasks[0].Kind
 	noJSON := json.RawMessage("no JSON")
-	other := func(h *workerv1.Header) { h.Recipient = "pool:" + w.Identity.WorkerType + "_" }
+	other := func(h *workerv1.Header) { h.Recipient = w.Identity.ModelNumber + "-0000abcd-00002" }
 	stale := func(s *workerv1.Stamp) {
 		s.AdmittedAtUnixMs = time.Now().Add(-time.Hour).UnixMilli()
 		s.DeadlineUnixMs = s.AdmittedAtUnixMs + 1

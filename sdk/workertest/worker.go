@@ -117,7 +117,7 @@ func newWorker(t testing.TB, d *workerv1.TypeDescriptor, options []Option) *Work
 
 func (w *Worker) cleanUp() {
 	if w.process.done != nil {
-		if err := w.Stop(); err != nil && w.process.kill == nil {
+		if err := w.Stop(); err != nil {
 			w.t.Errorf("stop worker: %v", err)
 		}
 	}
