@@ -1,0 +1,79 @@
+package containerd
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/google/renameio/v2"
+
+	"github.com/dals-host/dals-host/host/launch/internal/pidfd"
+)
+
+func (p *private) makeDirs() error {
+	dirs := []string{p.dir}
+	if p.runDir != "" {
+		dirs = append(dirs, p.runDir)
+	}
+	for _, dir := range dirs {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// prepare makes the configuration for a containerd that is about to be started.
+// What containerd and runc know of running containers does not survive the
+// machine: after a boot it is deleted. A shim that runs proves that there was
+// none, whatever is written down.
+func (p *private) prepare() error {
+	shims, err := p.shims("")
+	if err != nil {
+		return err
+	}
+	for _, shim := range shims {
+		_ = shim.Close()
+	}
+	now, err := pidfd.BootID()
+	if err != nil {
+		return err
+	}
+	bootFile := filepath.Join(p.dir, "boot")
+	if then, err := os.ReadFile(bootFile); (err != nil || string(then) != now) && len(shims) == 0 {
+		if err := errors.Join(os.RemoveAll(p.stateDir()), os.RemoveAll(p.runcRoot())); err != nil {
+			return err
+		}
+	}
+	return errors.Join(
+		renameio.WriteFile(bootFile, []byte(now), 0o600),
+		renameio.WriteFile(p.configFile(), []byte(p.config()), 0o600),
+	)
+}
+
+func (p *private) stateDir() string   { return filepath.Join(p.dir, "state") }
+func (p *private) runcRoot() string   { return filepath.Join(p.dir, "runc") }
+func (p *private) configFile() string { return filepath.Join(p.dir, "config.toml") }
+func (p *private) logFile() string    { return filepath.Join(p.dir, "containerd.log") }
+
+// config has containerd serve what the launcher uses. Names that a version of
+// containerd does not know are ignored by it.
+func (p *private) config() string {
+	disabled := []string{
+		"io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri",
+		"io.containerd.image-verifier.v1.bindir", "io.containerd.internal.v1.opt", "io.containerd.internal.v1.restart",
+		"io.containerd.internal.v1.tracing", "io.containerd.nri.v1.nri",
+		"io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.btrfs",
+		"io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.erofs", "io.containerd.snapshotter.v1.overlayfs",
+		"io.containerd.snapshotter.v1.zfs", "io.containerd.tracing.processor.v1.otlp",
+	}
+	quoted := make([]string, len(disabled))
+	for i, name := range disabled {
+		quoted[i] = strconv.Quote(name)
+	}
+	return fmt.Sprintf("version = 2\nroot = %q\nstate = %q\ndisabled_plugins = [%s]\n[grpc]\n  address = %q\n[debug]\n  level = \"warn\"\n",
+		filepath.Join(p.dir, "root"), p.stateDir(), strings.Join(quoted, ", "), p.address)
+}
