@@ -316,6 +316,8 @@ func TestResultIsVerified(t *testing.T) {
 		"another key":     func(_ *workerv1.Header, r *hostv1.SendResponse) { r.PublicKey = public(other) },
 		"no key":          func(_ *workerv1.Header, r *hostv1.SendResponse) { r.PublicKey = nil },
 		"another request": func(a *workerv1.Header, _ *hostv1.SendResponse) { a.InReplyTo = "0190b5a0-0000-7000-8000-000000000000" },
+		"another kind":    func(a *workerv1.Header, _ *hostv1.SendResponse) { a.Kind = "template.other" },
+		"no JSON":         func(_ *workerv1.Header, r *hostv1.SendResponse) { r.Result.Payload = []byte("no json") },
 		"another client":  func(a *workerv1.Header, _ *hostv1.SendResponse) { a.Recipient = envelope.ClientID(public(other)) },
 		"another worker":  func(_ *workerv1.Header, r *hostv1.SendResponse) { r.WorkerSerial = elsewhere },
 		"no result": func(a *workerv1.Header, _ *hostv1.SendResponse) {

@@ -4,6 +4,7 @@ import (
 	"crypto/ed25519"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -16,6 +17,9 @@ import (
 // as it was looked up before, or nil.
 func read(request *workerv1.Header, resp *hostv1.SendResponse, known ed25519.PublicKey) (Result, error) {
 	header, err := verify(request, resp, known)
+	if err == nil && header.GetStatus() == workerv1.ResultStatus_RESULT_STATUS_OK && !json.Valid(resp.GetResult().GetPayload()) {
+		err = errors.New("its payload is not JSON")
+	}
 	if err != nil {
 		return Result{}, &Error{
 			Code: CodeBadResult, Message: "result does not verify: " + err.Error(),
@@ -62,6 +66,8 @@ func verify(request *workerv1.Header, resp *hostv1.SendResponse, known ed25519.P
 		return nil, fmt.Errorf("it is no result")
 	case header.GetInReplyTo() != request.GetId():
 		return nil, fmt.Errorf("it answers envelope %s, not %s", header.GetInReplyTo(), request.GetId())
+	case header.GetKind() != request.GetKind():
+		return nil, fmt.Errorf("it is of kind %s, not %s", header.GetKind(), request.GetKind())
 	case header.GetRecipient() != request.GetSender():
 		return nil, fmt.Errorf("it is for %s", header.GetRecipient())
 	case header.GetSender() != resp.GetWorkerSerial():
