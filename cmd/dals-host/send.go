@@ -32,7 +32,7 @@ func sendCommand(a *app) *cobra.Command {
 		Use:   "send WORKER KIND [JSON|-|@FILE]",
 		Short: "Send a signed envelope to a worker and print the result",
 		Long: `Send a signed envelope to a worker and print the result, after its signature was
-verified. WORKER is a name, a serial or pool:TYPE; the payload is given as it is,
+verified. WORKER is a name or a serial; the payload is given as it is,
 from stdin (-) or from a file (@FILE), and is {} when left out.
 
 --sign-only writes the signed envelope to a file and sends nothing; --envelope
@@ -52,6 +52,9 @@ sends such a file as it is, once, within 30 seconds of its signing.`,
 			return exactly(0)(cmd, args)
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if timeout < 0 {
+				return usagef("--timeout %s is negative", timeout)
+			}
 			if envelopeFile != "" {
 				return a.sendFile(cmd.Context(), envelopeFile, timeout)
 			}

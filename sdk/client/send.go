@@ -25,7 +25,7 @@ const (
 
 // SendRequest asks a worker to do one task.
 type SendRequest struct {
-	// Worker is a name, a serial or pool:TYPE.
+	// Worker is a name or a serial.
 	Worker string
 	Kind   string // <type>.<verb>
 	// Input is marshalled as the payload; json.RawMessage and []byte go as they
