@@ -46,14 +46,14 @@ type Step struct {
 func (c *Client) Forge(ctx context.Context, r ForgeRequest) (Forged, error) {
 	config, err := encode(r.Config)
 	if err != nil {
-		return Forged{}, fmt.Errorf("forge %.63s: encode config: %w", r.Name, err)
+		return Forged{}, fmt.Errorf("forge %s: encode config: %w", spoken(r.Name), err)
 	}
 	resp, err := c.host.Forge(ctx, &hostv1.ForgeRequest{
 		WorkerName: r.Name, WorkerType: r.Type, ClassCode: r.ClassCode, TypeVersion: r.Version,
 		Config: config, DryRun: r.DryRun, TimeoutMs: milliseconds(r.Timeout),
 	})
 	if err != nil {
-		return Forged{}, fmt.Errorf("forge %.63s: %w", r.Name, c.fault(ctx, err))
+		return Forged{}, fmt.Errorf("forge %s: %w", spoken(r.Name), c.fault(ctx, err))
 	}
 	return Forged{
 		Worker: WorkerFromProto(resp.GetWorker()), Existed: resp.GetExisted(),
@@ -62,6 +62,14 @@ func (c *Client) Forge(ctx context.Context, r ForgeRequest) (Forged, error) {
 			return Step{Step: s.GetStep(), Makes: s.GetMakes()}
 		}),
 	}, nil
+}
+
+// spoken is a name as an error says it.
+func spoken(name string) string {
+	if name == "" {
+		return `""`
+	}
+	return fmt.Sprintf("%.63s", name)
 }
 
 // encode is v as JSON; raw bytes are JSON already, and nil is nothing.
