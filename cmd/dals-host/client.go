@@ -58,8 +58,11 @@ func (a *app) addClient(ctx context.Context, name, keyOut string) (err error) {
 	}
 	added, err := c.AddClient(ctx, name, public)
 	if err != nil {
-		// A key that nobody knows is of no use.
-		return errors.Join(err, os.Remove(keyOut))
+		// A key that was refused is of no use; else the host may have enrolled it.
+		if said, ok := errors.AsType[*client.Error](err); ok && refusedByHost(said.Code) {
+			return errors.Join(err, os.Remove(keyOut))
+		}
+		return err
 	}
 	document := struct {
 		client.Enrolment
@@ -67,6 +70,15 @@ func (a *app) addClient(ctx context.Context, name, keyOut string) (err error) {
 		KeyFile string `json:"key_file"`
 	}{added, keyOut}
 	return a.show(document, func(t *table) { t.text("client %s (%s) may send with %s", added.Name, added.ID, keyOut) })
+}
+
+// refusedByHost says that an error leaves no doubt that nothing was done.
+func refusedByHost(code string) bool {
+	switch code {
+	case client.CodeUnavailable, client.CodeInternal, client.CodeCanceled, client.CodeDeadline:
+		return false
+	}
+	return true
 }
 
 // writeNewKey makes a key in a file of its own and gives the public half.
