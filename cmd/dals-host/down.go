@@ -23,6 +23,9 @@ the host is gone: nothing runs any more, and the data folder may be deleted.`,
   dals-host down --timeout 30s`,
 		Args: exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if timeout < 0 {
+				return usagef("--timeout %s is negative", timeout)
+			}
 			stopped, err := a.down(cmd.Context(), timeout)
 			if err != nil {
 				return err

@@ -34,7 +34,7 @@ again finds the worker that it made. Another request for a taken name fails.`,
 		Example: `  dals-host forge --list-types
   dals-host forge --type template --name nora --class-code A1 --dry-run
   dals-host forge --type template --name nora --class-code A1
-  dals-host forge --type ledger --name books --class-code 300.100.000 --set origin=example.org/books`,
+  dals-host forge --type ledger --name books --class-code 300.100.000 --set max_record_bytes=4096`,
 		Args: exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if listTypes {
@@ -42,6 +42,9 @@ again finds the worker that it made. Another request for a taken name fails.`,
 			}
 			if err := needs(cmd, "type", "name", "class-code"); err != nil {
 				return err
+			}
+			if request.Timeout < 0 {
+				return usagef("--timeout %s is negative", request.Timeout)
 			}
 			config, err := a.readConfig(configFile, settings)
 			if err != nil {

@@ -29,6 +29,9 @@ func logsCommand(a *app) *cobra.Command {
 		Args:              exactly(1),
 		ValidArgsFunction: a.completeWorker,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if request.Tail < 0 {
+				return usagef("--tail %d is negative", request.Tail)
+			}
 			at, err := parseSince(since, time.Now())
 			if err != nil {
 				return err

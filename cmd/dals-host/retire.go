@@ -18,6 +18,9 @@ the record stay, and its name may be used again.`,
 		Args:              exactly(1),
 		ValidArgsFunction: a.completeWorker,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if grace < 0 {
+				return usagef("--grace %s is negative", grace)
+			}
 			c, err := a.connect(cmd.Context())
 			if err != nil {
 				return err
