@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"net"
+	"slices"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/hashicorp/go-hclog"
@@ -25,6 +27,13 @@ systemd (Type=notify, with KillMode=process and Delegate=yes).`,
   dals-host serve --http 127.0.0.1:8080 --log-level debug`,
 		Args: exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			// Before anything is opened: a slip of the pen makes no data folder.
+			if !slices.Contains([]string{"auto", "containerd", "process"}, config.Launcher) {
+				return usagef("--launcher %s: use auto, containerd or process", config.Launcher)
+			}
+			if _, _, err := net.SplitHostPort(config.HTTP); config.HTTP != "" && err != nil {
+				return usagef("--http %s: use an address as in 127.0.0.1:8080", config.HTTP)
+			}
 			dir, err := a.dataDir()
 			if err != nil {
 				return err
