@@ -3,7 +3,6 @@ package host
 import (
 	"context"
 	"crypto/ed25519"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -19,7 +18,6 @@ import (
 	"github.com/dals-host/dals-host/host/record"
 	"github.com/dals-host/dals-host/host/registry"
 	"github.com/dals-host/dals-host/host/worker"
-	"github.com/dals-host/dals-host/sdk/client"
 	"github.com/dals-host/dals-host/sdk/envelope"
 	"github.com/dals-host/dals-host/sdk/identity"
 	"github.com/dals-host/dals-host/sdk/manifest"
@@ -32,6 +30,9 @@ func (b backend) Forge(ctx context.Context, r control.ForgeRequest) (control.For
 	made, err := b.forge.Forge(ctx, forge.Request(r))
 	if err != nil {
 		return control.ForgeResult{}, err
+	}
+	if !made.Existed {
+		b.integrity.made(made.Worker.Serial)
 	}
 	return control.ForgeResult{Worker: b.view(ctx, made.Worker), Existed: made.Existed}, nil
 }
@@ -283,24 +284,4 @@ func (h *Host) view(ctx context.Context, w worker.Worker) control.WorkerView {
 		v.VaultIntegrity = true
 	}
 	return v
-}
-
-// mirror writes worker_<serial>.json, for people and scripts; the registry is
-// the truth, so a mirror that cannot be written is only a warning.
-func (h *Host) mirror(serial worker.Serial) {
-	h.mirroring.Lock() // an older view must not replace a newer one
-	defer h.mirroring.Unlock()
-	ctx := context.Background()
-	w, err := h.registry.Worker(ctx, serial)
-	if w.State == worker.StateRetired {
-		h.integrity.forget(serial)
-	}
-	if err == nil {
-		var text []byte
-		text, err = json.MarshalIndent(client.WorkerFromProto(control.WorkerProto(h.view(ctx, w))), "", "  ")
-		err = errors.Join(err, h.stage.WriteMirror(serial, append(text, '\n')))
-	}
-	if err != nil {
-		h.Logger.Warn("worker file not written", "serial", serial, "error", err)
-	}
 }

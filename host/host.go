@@ -74,7 +74,7 @@ type Host struct {
 	control    *control.Server
 	listener   net.Listener // of --http; nil without
 	integrity  *integrity
-	mirroring  sync.Mutex
+	mirrors    *mirrors
 
 	closers []func() error // in the order of opening
 	ready   chan struct{}
@@ -85,7 +85,7 @@ type Host struct {
 // New opens the data folder and everything in it. It starts nothing but the
 // private containerd; Run does.
 func New(ctx context.Context, c Config) (_ *Host, err error) {
-	h := &Host{Config: c, paths: pathsOf(c.DataDir), startedAt: time.Now().UTC(), ready: make(chan struct{}), isDown: make(chan struct{})}
+	h := &Host{Config: c, paths: pathsOf(c.DataDir), startedAt: time.Now().UTC(), mirrors: newMirrors(), ready: make(chan struct{}), isDown: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, h.close())
@@ -115,7 +115,7 @@ func (h *Host) Run(ctx context.Context) (err error) {
 	beneath, stopBeneath := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopBeneath()
 	g, running := errgroup.WithContext(beneath)
-	for _, run := range []func(context.Context) error{h.record.Run, h.catalog.Run, h.gate.Run, h.forge.Run, h.patrol, h.serveHTTP} {
+	for _, run := range []func(context.Context) error{h.record.Run, h.catalog.Run, h.gate.Run, h.forge.Run, h.patrol, h.keepMirrors, h.serveHTTP} {
 		g.Go(func() error { return run(running) })
 	}
 	g.Go(func() error {
@@ -175,7 +175,7 @@ func (h *Host) adopt(ctx context.Context, w worker.Worker) {
 	if w.State == worker.StateLive || w.State == worker.StateRestarting {
 		h.supervisor.Keep(w)
 	}
-	h.mirror(w.Serial)
+	h.mirrors.changed(w.Serial)
 }
 
 // reportStrays tells of folders and running workers that the registry does not

@@ -69,6 +69,10 @@ func (i *integrity) fault(ctx context.Context, w worker.Worker) string {
 	return fault.(string)
 }
 
+// made says that the forge has written, read again and hashed all of a worker's
+// files just now.
+func (i *integrity) made(serial worker.Serial) { i.known.Store(serial, finding{at: time.Now()}) }
+
 // forget lets go of a worker that is no more.
 func (i *integrity) forget(serial worker.Serial) { i.known.Delete(serial) }
 

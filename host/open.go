@@ -138,13 +138,13 @@ func (h *Host) openSupervisorAndForge(context.Context) error {
 	h.integrity = &integrity{keys: h.keys, recordDir: h.paths.record, verifier: verifier, open: h.stage.OpenRoot, binary: h.paths.binary}
 	h.supervisor = supervise.New(supervise.Config{
 		Launcher: h.launcher, Registry: h.registry, Pulse: h.broker, Spec: h.spec,
-		Interval: heartbeatInterval, Changed: h.mirror, Logger: h.Logger.Named("supervise"),
+		Interval: heartbeatInterval, Changed: h.mirrors.changed, Logger: h.Logger.Named("supervise"),
 	})
 	h.onClose(func() error { h.supervisor.Close(); return nil })
 	c := forge.Config{
 		Types: types{h.catalog}, Registry: h.registry, Stage: h.stage, Ports: h.ports, Keys: h.keys, Authority: h.authority,
 		Launcher: h.launcher, Sessions: h.broker, Keeper: h.supervisor, Checkpoint: h.record.Checkpoint,
-		Changed: h.mirror, OwnUID: os.Geteuid(), Spec: h.spec, Logger: h.Logger.Named("forge"),
+		Changed: h.mirrors.changed, OwnUID: os.Geteuid(), Spec: h.spec, Logger: h.Logger.Named("forge"),
 	}
 	if os.Geteuid() == 0 {
 		first := firstUIDOf(h.keys.HostID())

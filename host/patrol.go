@@ -39,7 +39,7 @@ func (h *Host) patrol(ctx context.Context) error {
 			}
 			told[w.Serial] = fault
 			h.Logger.Warn("vault integrity has changed", "worker", w.Name, "serial", w.Serial, "vault_integrity", fault == "", "fault", fault)
-			h.mirror(w.Serial)
+			h.mirrors.changed(w.Serial)
 		}
 	}
 }

@@ -4,9 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"path"
-	"path/filepath"
-
-	"github.com/google/renameio/v2"
 
 	"github.com/dals-host/dals-host/host/worker"
 )
@@ -21,7 +18,12 @@ func (s *Store) WriteMirror(serial worker.Serial, json []byte) error {
 	if old, err := s.root.ReadFile(name); err == nil && bytes.Equal(old, json) {
 		return nil
 	}
-	err = renameio.WriteFile(filepath.Join(s.dir, name), json, 0o600, renameio.WithTempDir(filepath.Join(s.dir, staging)))
+	// Not made durable: what a power cut damages differs, and is written again.
+	unfinished := path.Join(staging, path.Base(name))
+	err = s.root.WriteFile(unfinished, json, 0o600)
+	if err == nil {
+		err = s.root.Rename(unfinished, name)
+	}
 	if err != nil {
 		return fmt.Errorf("write mirror of %s: %w", serial, err)
 	}

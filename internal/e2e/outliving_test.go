@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -74,7 +76,28 @@ func TestOutliving(t *testing.T) {
 		if n := h.count(answered); n != 3 {
 			t.Fatalf("%d results recorded, want each of 3 once", n)
 		}
+		h.mirrored(nora.WorkerSerial, "live")
+		if _, stderr, code := h.run("retire", "nora"); code != 0 {
+			t.Fatalf("retire: exit %d: %s", code, stderr)
+		}
+		h.mirrored(nora.WorkerSerial, "retired")
 		h.verify()
+	})
+}
+
+// mirrored waits until the file that mirrors a worker says its state.
+func (h *host) mirrored(serial, state string) {
+	h.t.Helper()
+	h.eventually("the worker's file says "+state, func() error {
+		text, err := os.ReadFile(filepath.Join(h.dir, "workers", "instances", "worker_"+serial+".json"))
+		if err != nil {
+			return err
+		}
+		var w client.Worker
+		if err := json.Unmarshal(text, &w); err != nil || w.State != state {
+			return fmt.Errorf("state %q, %v", w.State, err)
+		}
+		return nil
 	})
 }
 
