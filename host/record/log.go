@@ -19,8 +19,9 @@ import (
 
 const (
 	// interval is the least time between two checkpoints. A lone commit is
-	// published at once; under load the disk is left to the committer.
-	interval = 50 * time.Millisecond
+	// published at once; under load the disk is left to the committer: each
+	// checkpoint makes and deletes about ten files.
+	interval = 200 * time.Millisecond
 	// retryAfter is how long Run waits after an error of the disk.
 	retryAfter = time.Second
 	// batchEntries and batchBytes bound what one checkpoint adds, so that a long
