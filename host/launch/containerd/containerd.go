@@ -84,6 +84,8 @@ type Launcher struct {
 	turns   turn.Keys[worker.Serial]
 	images  turn.Keys[string]
 	ready   sync.Map        // digests of binaries that were prepared → of their images
+	fresh   sync.Map        // serials of containers that we made and nobody has started → containers.Container
+	started sync.Map        // serials of the runs that we have started and not settled
 	life    context.Context // ends with Close
 	end     context.CancelFunc
 	closing sync.Once

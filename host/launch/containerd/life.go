@@ -39,6 +39,7 @@ func (l *Launcher) Create(ctx context.Context, spec launch.Spec) error {
 	if _, err := l.client.ContainerService().Create(ctx, c); err != nil {
 		return fmt.Errorf("create %s: %w", spec.Serial, family(err))
 	}
+	l.fresh.Store(spec.Serial, c)
 	return nil
 }
 
@@ -99,6 +100,22 @@ func (l *Launcher) Start(ctx context.Context, serial worker.Serial) error {
 }
 
 func (l *Launcher) start(ctx context.Context, serial worker.Serial) error {
+	if err := l.haveTask(ctx, serial); err != nil {
+		return err
+	}
+	if _, err := l.client.TaskService().Start(ctx, &tasks.StartRequest{ContainerID: string(serial)}); err != nil {
+		return l.startFailed(ctx, serial, fmt.Errorf("start task: %w", family(err)))
+	}
+	l.started.Store(serial, true)
+	return nil
+}
+
+// haveTask makes the container's task, unless there is one that was never
+// started. A container that was made just now has none and left nothing.
+func (l *Launcher) haveTask(ctx context.Context, serial worker.Serial) error {
+	if c, ok := l.fresh.LoadAndDelete(serial); ok {
+		return l.createTask(ctx, c.(containers.Container))
+	}
 	c, err := l.client.ContainerService().Get(ctx, string(serial))
 	if err != nil {
 		return family(err)
@@ -106,19 +123,21 @@ func (l *Launcher) start(ctx context.Context, serial worker.Serial) error {
 	task, err := l.task(ctx, serial)
 	switch {
 	case err == nil && task.Status == tasktypes.Status_CREATED:
+		return nil
 	case err == nil:
 		return fmt.Errorf("its last run is not settled by a stop: %w", worker.ErrConflict)
 	case !errors.Is(err, worker.ErrNotFound):
 		return err
-	default:
-		if err := l.createTask(ctx, c); err != nil {
+	}
+	if c.Labels[labelExit] != "" { // it tells of the run before this one
+		if err := l.saveExit(ctx, serial, nil); err != nil {
 			return err
 		}
 	}
-	if _, err := l.client.TaskService().Start(ctx, &tasks.StartRequest{ContainerID: c.ID}); err != nil {
-		return l.startFailed(ctx, serial, fmt.Errorf("start task: %w", family(err)))
+	if err := l.expectNothing(ctx, serial); err != nil {
+		return err
 	}
-	return nil
+	return l.createTask(ctx, c)
 }
 
 // startFailed undoes a start, unless it was too late: an earlier host's start
@@ -135,15 +154,7 @@ func (l *Launcher) startFailed(ctx context.Context, serial worker.Serial, cause 
 // files of the new task for those of the old; then it is tried again.
 func (l *Launcher) createTask(ctx context.Context, c containers.Container) error {
 	serial := worker.Serial(c.ID)
-	if c.Labels[labelExit] != "" { // it tells of the run before this one
-		if err := l.saveExit(ctx, serial, nil); err != nil {
-			return err
-		}
-	}
 	if err := makeLog(c.Labels[labelLog]); err != nil {
-		return err
-	}
-	if err := l.expectNothing(ctx, serial); err != nil {
 		return err
 	}
 	for attempt := 1; ; attempt++ {
@@ -248,6 +259,12 @@ func (l *Launcher) Wait(ctx context.Context, serial worker.Serial) (launch.Exit,
 }
 
 func (l *Launcher) waitOnce(ctx context.Context, serial worker.Serial) (launch.Exit, error) {
+	if _, ok := l.started.Load(serial); ok {
+		exit, err := l.await(ctx, serial)
+		if err == nil || !isNotFound(err) {
+			return exit, err
+		}
+	}
 	c, err := l.client.ContainerService().Get(ctx, string(serial))
 	if err != nil {
 		return launch.Exit{}, family(err)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"runtime"
+	"sync"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -19,7 +20,7 @@ import (
 //go:embed seccomp.json
 var seccompJSON []byte
 
-func seccompProfile() (*specs.LinuxSeccomp, error) {
+var seccompProfile = sync.OnceValues(func() (*specs.LinuxSeccomp, error) {
 	arch, ok := map[string]specs.Arch{"amd64": specs.ArchX86_64, "arm64": specs.ArchAARCH64}[runtime.GOARCH]
 	if !ok {
 		return nil, fmt.Errorf("there is no seccomp profile for %s", runtime.GOARCH)
@@ -30,4 +31,4 @@ func seccompProfile() (*specs.LinuxSeccomp, error) {
 	}
 	profile.Architectures = []specs.Arch{arch}
 	return &profile, nil
-}
+})

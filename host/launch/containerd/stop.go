@@ -34,6 +34,7 @@ func (l *Launcher) Remove(ctx context.Context, serial worker.Serial) error {
 		return fmt.Errorf("remove %s: %w", serial, err)
 	}
 	defer done()
+	l.fresh.Delete(serial)
 	if err := l.settle(ctx, serial, 0); err != nil {
 		return fmt.Errorf("remove %s: %w", serial, err)
 	}
@@ -48,6 +49,7 @@ func (l *Launcher) Remove(ctx context.Context, serial worker.Serial) error {
 
 // settle ends the container's task, if any, and proves that nothing is left.
 func (l *Launcher) settle(ctx context.Context, serial worker.Serial, grace time.Duration) error {
+	l.started.Delete(serial)
 	task, err := l.task(ctx, serial)
 	if err == nil {
 		err = l.endTask(ctx, serial, task, grace)
