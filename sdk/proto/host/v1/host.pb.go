@@ -556,7 +556,15 @@ type ForgeRequest struct {
 	Config []byte `protobuf:"bytes,5,opt,name=config,proto3" json:"config,omitempty"`
 	DryRun bool   `protobuf:"varint,6,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	// timeout_ms bounds the whole forge; zero means the host's default.
-	TimeoutMs     uint32 `protobuf:"varint,7,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
+	TimeoutMs uint32 `protobuf:"varint,7,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
+	// plan_hash, when given, is that of the dry run that was agreed to: if what
+	// matters of the plan has changed since, nothing is forged.
+	PlanHash string `protobuf:"bytes,8,opt,name=plan_hash,json=planHash,proto3" json:"plan_hash,omitempty"`
+	// like names a worker whose type, version, class code and configuration hold
+	// where this request leaves them empty.
+	Like string `protobuf:"bytes,9,opt,name=like,proto3" json:"like,omitempty"`
+	// no_start leaves the worker stopped.
+	NoStart       bool `protobuf:"varint,10,opt,name=no_start,json=noStart,proto3" json:"no_start,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -640,14 +648,37 @@ func (x *ForgeRequest) GetTimeoutMs() uint32 {
 	return 0
 }
 
+func (x *ForgeRequest) GetPlanHash() string {
+	if x != nil {
+		return x.PlanHash
+	}
+	return ""
+}
+
+func (x *ForgeRequest) GetLike() string {
+	if x != nil {
+		return x.Like
+	}
+	return ""
+}
+
+func (x *ForgeRequest) GetNoStart() bool {
+	if x != nil {
+		return x.NoStart
+	}
+	return false
+}
+
 type ForgeResponse struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Worker *Worker                `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
 	// existed is true when the same request had already made this worker.
 	Existed bool `protobuf:"varint,2,opt,name=existed,proto3" json:"existed,omitempty"`
 	// plan and plan_hash are set for a dry run.
-	Plan          []*PlanStep `protobuf:"bytes,3,rep,name=plan,proto3" json:"plan,omitempty"`
-	PlanHash      string      `protobuf:"bytes,4,opt,name=plan_hash,json=planHash,proto3" json:"plan_hash,omitempty"`
+	Plan     []*PlanStep `protobuf:"bytes,3,rep,name=plan,proto3" json:"plan,omitempty"`
+	PlanHash string      `protobuf:"bytes,4,opt,name=plan_hash,json=planHash,proto3" json:"plan_hash,omitempty"`
+	// files are what a dry run says of the worker's files.
+	Files         []*PlanFile `protobuf:"bytes,5,rep,name=files,proto3" json:"files,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -710,6 +741,85 @@ func (x *ForgeResponse) GetPlanHash() string {
 	return ""
 }
 
+func (x *ForgeResponse) GetFiles() []*PlanFile {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+// PlanFile is a file or folder that forging would make.
+type PlanFile struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Path  string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// mode is octal, as in 0440.
+	Mode string `protobuf:"bytes,2,opt,name=mode,proto3" json:"mode,omitempty"`
+	// size and sha256 (hex) are empty for folders, and for files that depend on
+	// keys, numbers or the time of the forge.
+	Size          int64  `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
+	Sha256        string `protobuf:"bytes,4,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlanFile) Reset() {
+	*x = PlanFile{}
+	mi := &file_host_v1_host_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlanFile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlanFile) ProtoMessage() {}
+
+func (x *PlanFile) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlanFile.ProtoReflect.Descriptor instead.
+func (*PlanFile) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *PlanFile) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *PlanFile) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *PlanFile) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *PlanFile) GetSha256() string {
+	if x != nil {
+		return x.Sha256
+	}
+	return ""
+}
+
 // PlanStep is one step of the forge and what it would make.
 type PlanStep struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -721,7 +831,7 @@ type PlanStep struct {
 
 func (x *PlanStep) Reset() {
 	*x = PlanStep{}
-	mi := &file_host_v1_host_proto_msgTypes[10]
+	mi := &file_host_v1_host_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -733,7 +843,7 @@ func (x *PlanStep) String() string {
 func (*PlanStep) ProtoMessage() {}
 
 func (x *PlanStep) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[10]
+	mi := &file_host_v1_host_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -746,7 +856,7 @@ func (x *PlanStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanStep.ProtoReflect.Descriptor instead.
 func (*PlanStep) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{10}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *PlanStep) GetStep() string {
@@ -795,7 +905,7 @@ type Worker struct {
 
 func (x *Worker) Reset() {
 	*x = Worker{}
-	mi := &file_host_v1_host_proto_msgTypes[11]
+	mi := &file_host_v1_host_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -807,7 +917,7 @@ func (x *Worker) String() string {
 func (*Worker) ProtoMessage() {}
 
 func (x *Worker) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[11]
+	mi := &file_host_v1_host_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -820,7 +930,7 @@ func (x *Worker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Worker.ProtoReflect.Descriptor instead.
 func (*Worker) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{11}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Worker) GetWorkerName() string {
@@ -982,7 +1092,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_host_v1_host_proto_msgTypes[12]
+	mi := &file_host_v1_host_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -994,7 +1104,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[12]
+	mi := &file_host_v1_host_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1007,7 +1117,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{12}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Heartbeat) GetLast() string {
@@ -1042,7 +1152,7 @@ type ListWorkersRequest struct {
 
 func (x *ListWorkersRequest) Reset() {
 	*x = ListWorkersRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[13]
+	mi := &file_host_v1_host_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1054,7 +1164,7 @@ func (x *ListWorkersRequest) String() string {
 func (*ListWorkersRequest) ProtoMessage() {}
 
 func (x *ListWorkersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[13]
+	mi := &file_host_v1_host_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1067,7 +1177,7 @@ func (x *ListWorkersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkersRequest.ProtoReflect.Descriptor instead.
 func (*ListWorkersRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{13}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListWorkersRequest) GetWorkerType() string {
@@ -1100,7 +1210,7 @@ type ListWorkersResponse struct {
 
 func (x *ListWorkersResponse) Reset() {
 	*x = ListWorkersResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[14]
+	mi := &file_host_v1_host_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1112,7 +1222,7 @@ func (x *ListWorkersResponse) String() string {
 func (*ListWorkersResponse) ProtoMessage() {}
 
 func (x *ListWorkersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[14]
+	mi := &file_host_v1_host_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1125,7 +1235,7 @@ func (x *ListWorkersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkersResponse.ProtoReflect.Descriptor instead.
 func (*ListWorkersResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{14}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListWorkersResponse) GetWorkers() []*Worker {
@@ -1145,7 +1255,7 @@ type GetWorkerRequest struct {
 
 func (x *GetWorkerRequest) Reset() {
 	*x = GetWorkerRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[15]
+	mi := &file_host_v1_host_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1157,7 +1267,7 @@ func (x *GetWorkerRequest) String() string {
 func (*GetWorkerRequest) ProtoMessage() {}
 
 func (x *GetWorkerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[15]
+	mi := &file_host_v1_host_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1170,7 +1280,7 @@ func (x *GetWorkerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetWorkerRequest.ProtoReflect.Descriptor instead.
 func (*GetWorkerRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{15}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetWorkerRequest) GetWorker() string {
@@ -1192,7 +1302,7 @@ type GetWorkerResponse struct {
 
 func (x *GetWorkerResponse) Reset() {
 	*x = GetWorkerResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[16]
+	mi := &file_host_v1_host_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1204,7 +1314,7 @@ func (x *GetWorkerResponse) String() string {
 func (*GetWorkerResponse) ProtoMessage() {}
 
 func (x *GetWorkerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[16]
+	mi := &file_host_v1_host_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1217,7 +1327,7 @@ func (x *GetWorkerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetWorkerResponse.ProtoReflect.Descriptor instead.
 func (*GetWorkerResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{16}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetWorkerResponse) GetWorker() *Worker {
@@ -1251,7 +1361,7 @@ type RetireRequest struct {
 
 func (x *RetireRequest) Reset() {
 	*x = RetireRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[17]
+	mi := &file_host_v1_host_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1263,7 +1373,7 @@ func (x *RetireRequest) String() string {
 func (*RetireRequest) ProtoMessage() {}
 
 func (x *RetireRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[17]
+	mi := &file_host_v1_host_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1276,7 +1386,7 @@ func (x *RetireRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireRequest.ProtoReflect.Descriptor instead.
 func (*RetireRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{17}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RetireRequest) GetWorker() string {
@@ -1302,7 +1412,7 @@ type RetireResponse struct {
 
 func (x *RetireResponse) Reset() {
 	*x = RetireResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[18]
+	mi := &file_host_v1_host_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1314,7 +1424,7 @@ func (x *RetireResponse) String() string {
 func (*RetireResponse) ProtoMessage() {}
 
 func (x *RetireResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[18]
+	mi := &file_host_v1_host_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1327,7 +1437,7 @@ func (x *RetireResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireResponse.ProtoReflect.Descriptor instead.
 func (*RetireResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{18}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RetireResponse) GetWorker() *Worker {
@@ -1335,6 +1445,436 @@ func (x *RetireResponse) GetWorker() *Worker {
 		return x.Worker
 	}
 	return nil
+}
+
+type StopRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Worker string                 `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
+	// grace_ms is what the worker gets between SIGTERM and SIGKILL.
+	GraceMs       uint32 `protobuf:"varint,2,opt,name=grace_ms,json=graceMs,proto3" json:"grace_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StopRequest) Reset() {
+	*x = StopRequest{}
+	mi := &file_host_v1_host_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StopRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StopRequest) ProtoMessage() {}
+
+func (x *StopRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
+func (*StopRequest) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *StopRequest) GetWorker() string {
+	if x != nil {
+		return x.Worker
+	}
+	return ""
+}
+
+func (x *StopRequest) GetGraceMs() uint32 {
+	if x != nil {
+		return x.GraceMs
+	}
+	return 0
+}
+
+type StopResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Worker        *Worker                `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StopResponse) Reset() {
+	*x = StopResponse{}
+	mi := &file_host_v1_host_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StopResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StopResponse) ProtoMessage() {}
+
+func (x *StopResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StopResponse.ProtoReflect.Descriptor instead.
+func (*StopResponse) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *StopResponse) GetWorker() *Worker {
+	if x != nil {
+		return x.Worker
+	}
+	return nil
+}
+
+type StartRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Worker string                 `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
+	// timeout_ms bounds the way to the first heartbeat; zero means the host's
+	// default.
+	TimeoutMs     uint32 `protobuf:"varint,2,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StartRequest) Reset() {
+	*x = StartRequest{}
+	mi := &file_host_v1_host_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartRequest) ProtoMessage() {}
+
+func (x *StartRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartRequest.ProtoReflect.Descriptor instead.
+func (*StartRequest) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *StartRequest) GetWorker() string {
+	if x != nil {
+		return x.Worker
+	}
+	return ""
+}
+
+func (x *StartRequest) GetTimeoutMs() uint32 {
+	if x != nil {
+		return x.TimeoutMs
+	}
+	return 0
+}
+
+type StartResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Worker        *Worker                `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StartResponse) Reset() {
+	*x = StartResponse{}
+	mi := &file_host_v1_host_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartResponse) ProtoMessage() {}
+
+func (x *StartResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartResponse.ProtoReflect.Descriptor instead.
+func (*StartResponse) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *StartResponse) GetWorker() *Worker {
+	if x != nil {
+		return x.Worker
+	}
+	return nil
+}
+
+type RestartRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Worker        string                 `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
+	GraceMs       uint32                 `protobuf:"varint,2,opt,name=grace_ms,json=graceMs,proto3" json:"grace_ms,omitempty"`
+	TimeoutMs     uint32                 `protobuf:"varint,3,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestartRequest) Reset() {
+	*x = RestartRequest{}
+	mi := &file_host_v1_host_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestartRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestartRequest) ProtoMessage() {}
+
+func (x *RestartRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestartRequest.ProtoReflect.Descriptor instead.
+func (*RestartRequest) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *RestartRequest) GetWorker() string {
+	if x != nil {
+		return x.Worker
+	}
+	return ""
+}
+
+func (x *RestartRequest) GetGraceMs() uint32 {
+	if x != nil {
+		return x.GraceMs
+	}
+	return 0
+}
+
+func (x *RestartRequest) GetTimeoutMs() uint32 {
+	if x != nil {
+		return x.TimeoutMs
+	}
+	return 0
+}
+
+type RestartResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Worker        *Worker                `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestartResponse) Reset() {
+	*x = RestartResponse{}
+	mi := &file_host_v1_host_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestartResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestartResponse) ProtoMessage() {}
+
+func (x *RestartResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestartResponse.ProtoReflect.Descriptor instead.
+func (*RestartResponse) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *RestartResponse) GetWorker() *Worker {
+	if x != nil {
+		return x.Worker
+	}
+	return nil
+}
+
+type UpgradeRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Worker string                 `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
+	// type_version is empty for the type's default version.
+	TypeVersion string `protobuf:"bytes,2,opt,name=type_version,json=typeVersion,proto3" json:"type_version,omitempty"`
+	// config is a JSON object, or empty to keep the worker's own.
+	Config        []byte `protobuf:"bytes,3,opt,name=config,proto3" json:"config,omitempty"`
+	GraceMs       uint32 `protobuf:"varint,4,opt,name=grace_ms,json=graceMs,proto3" json:"grace_ms,omitempty"`
+	TimeoutMs     uint32 `protobuf:"varint,5,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpgradeRequest) Reset() {
+	*x = UpgradeRequest{}
+	mi := &file_host_v1_host_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpgradeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpgradeRequest) ProtoMessage() {}
+
+func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpgradeRequest.ProtoReflect.Descriptor instead.
+func (*UpgradeRequest) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *UpgradeRequest) GetWorker() string {
+	if x != nil {
+		return x.Worker
+	}
+	return ""
+}
+
+func (x *UpgradeRequest) GetTypeVersion() string {
+	if x != nil {
+		return x.TypeVersion
+	}
+	return ""
+}
+
+func (x *UpgradeRequest) GetConfig() []byte {
+	if x != nil {
+		return x.Config
+	}
+	return nil
+}
+
+func (x *UpgradeRequest) GetGraceMs() uint32 {
+	if x != nil {
+		return x.GraceMs
+	}
+	return 0
+}
+
+func (x *UpgradeRequest) GetTimeoutMs() uint32 {
+	if x != nil {
+		return x.TimeoutMs
+	}
+	return 0
+}
+
+type UpgradeResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Worker *Worker                `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
+	// from_version is what the worker was before.
+	FromVersion   string `protobuf:"bytes,2,opt,name=from_version,json=fromVersion,proto3" json:"from_version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpgradeResponse) Reset() {
+	*x = UpgradeResponse{}
+	mi := &file_host_v1_host_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpgradeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpgradeResponse) ProtoMessage() {}
+
+func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpgradeResponse.ProtoReflect.Descriptor instead.
+func (*UpgradeResponse) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *UpgradeResponse) GetWorker() *Worker {
+	if x != nil {
+		return x.Worker
+	}
+	return nil
+}
+
+func (x *UpgradeResponse) GetFromVersion() string {
+	if x != nil {
+		return x.FromVersion
+	}
+	return ""
 }
 
 type SendRequest struct {
@@ -1348,7 +1888,7 @@ type SendRequest struct {
 
 func (x *SendRequest) Reset() {
 	*x = SendRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[19]
+	mi := &file_host_v1_host_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1360,7 +1900,7 @@ func (x *SendRequest) String() string {
 func (*SendRequest) ProtoMessage() {}
 
 func (x *SendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[19]
+	mi := &file_host_v1_host_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1373,7 +1913,7 @@ func (x *SendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendRequest.ProtoReflect.Descriptor instead.
 func (*SendRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{19}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *SendRequest) GetEnvelope() *v1.Envelope {
@@ -1407,7 +1947,7 @@ type SendResponse struct {
 
 func (x *SendResponse) Reset() {
 	*x = SendResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[20]
+	mi := &file_host_v1_host_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1419,7 +1959,7 @@ func (x *SendResponse) String() string {
 func (*SendResponse) ProtoMessage() {}
 
 func (x *SendResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[20]
+	mi := &file_host_v1_host_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1432,7 +1972,7 @@ func (x *SendResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendResponse.ProtoReflect.Descriptor instead.
 func (*SendResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{20}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SendResponse) GetResult() *v1.Envelope {
@@ -1491,7 +2031,7 @@ type StreamLogsRequest struct {
 
 func (x *StreamLogsRequest) Reset() {
 	*x = StreamLogsRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[21]
+	mi := &file_host_v1_host_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1503,7 +2043,7 @@ func (x *StreamLogsRequest) String() string {
 func (*StreamLogsRequest) ProtoMessage() {}
 
 func (x *StreamLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[21]
+	mi := &file_host_v1_host_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1516,7 +2056,7 @@ func (x *StreamLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamLogsRequest.ProtoReflect.Descriptor instead.
 func (*StreamLogsRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{21}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *StreamLogsRequest) GetWorker() string {
@@ -1556,7 +2096,7 @@ type StreamLogsResponse struct {
 
 func (x *StreamLogsResponse) Reset() {
 	*x = StreamLogsResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[22]
+	mi := &file_host_v1_host_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1568,7 +2108,7 @@ func (x *StreamLogsResponse) String() string {
 func (*StreamLogsResponse) ProtoMessage() {}
 
 func (x *StreamLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[22]
+	mi := &file_host_v1_host_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1581,7 +2121,7 @@ func (x *StreamLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamLogsResponse.ProtoReflect.Descriptor instead.
 func (*StreamLogsResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{22}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *StreamLogsResponse) GetLines() []string {
@@ -1602,7 +2142,7 @@ type AddClientRequest struct {
 
 func (x *AddClientRequest) Reset() {
 	*x = AddClientRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[23]
+	mi := &file_host_v1_host_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1614,7 +2154,7 @@ func (x *AddClientRequest) String() string {
 func (*AddClientRequest) ProtoMessage() {}
 
 func (x *AddClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[23]
+	mi := &file_host_v1_host_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1627,7 +2167,7 @@ func (x *AddClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddClientRequest.ProtoReflect.Descriptor instead.
 func (*AddClientRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{23}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *AddClientRequest) GetName() string {
@@ -1653,7 +2193,7 @@ type AddClientResponse struct {
 
 func (x *AddClientResponse) Reset() {
 	*x = AddClientResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[24]
+	mi := &file_host_v1_host_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1665,7 +2205,7 @@ func (x *AddClientResponse) String() string {
 func (*AddClientResponse) ProtoMessage() {}
 
 func (x *AddClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[24]
+	mi := &file_host_v1_host_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1678,7 +2218,7 @@ func (x *AddClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddClientResponse.ProtoReflect.Descriptor instead.
 func (*AddClientResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{24}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *AddClientResponse) GetClient() *Client {
@@ -1696,7 +2236,7 @@ type ListClientsRequest struct {
 
 func (x *ListClientsRequest) Reset() {
 	*x = ListClientsRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[25]
+	mi := &file_host_v1_host_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1708,7 +2248,7 @@ func (x *ListClientsRequest) String() string {
 func (*ListClientsRequest) ProtoMessage() {}
 
 func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[25]
+	mi := &file_host_v1_host_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1721,7 +2261,7 @@ func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsRequest.ProtoReflect.Descriptor instead.
 func (*ListClientsRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{25}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{34}
 }
 
 type ListClientsResponse struct {
@@ -1733,7 +2273,7 @@ type ListClientsResponse struct {
 
 func (x *ListClientsResponse) Reset() {
 	*x = ListClientsResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[26]
+	mi := &file_host_v1_host_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1745,7 +2285,7 @@ func (x *ListClientsResponse) String() string {
 func (*ListClientsResponse) ProtoMessage() {}
 
 func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[26]
+	mi := &file_host_v1_host_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1758,7 +2298,7 @@ func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsResponse.ProtoReflect.Descriptor instead.
 func (*ListClientsResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{26}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListClientsResponse) GetClients() []*Client {
@@ -1777,7 +2317,7 @@ type RevokeClientRequest struct {
 
 func (x *RevokeClientRequest) Reset() {
 	*x = RevokeClientRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[27]
+	mi := &file_host_v1_host_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1789,7 +2329,7 @@ func (x *RevokeClientRequest) String() string {
 func (*RevokeClientRequest) ProtoMessage() {}
 
 func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[27]
+	mi := &file_host_v1_host_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1802,7 +2342,7 @@ func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientRequest.ProtoReflect.Descriptor instead.
 func (*RevokeClientRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{27}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RevokeClientRequest) GetName() string {
@@ -1821,7 +2361,7 @@ type RevokeClientResponse struct {
 
 func (x *RevokeClientResponse) Reset() {
 	*x = RevokeClientResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[28]
+	mi := &file_host_v1_host_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1833,7 +2373,7 @@ func (x *RevokeClientResponse) String() string {
 func (*RevokeClientResponse) ProtoMessage() {}
 
 func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[28]
+	mi := &file_host_v1_host_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1846,7 +2386,7 @@ func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientResponse.ProtoReflect.Descriptor instead.
 func (*RevokeClientResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{28}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RevokeClientResponse) GetClient() *Client {
@@ -1870,7 +2410,7 @@ type Client struct {
 
 func (x *Client) Reset() {
 	*x = Client{}
-	mi := &file_host_v1_host_proto_msgTypes[29]
+	mi := &file_host_v1_host_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1882,7 +2422,7 @@ func (x *Client) String() string {
 func (*Client) ProtoMessage() {}
 
 func (x *Client) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[29]
+	mi := &file_host_v1_host_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1895,7 +2435,7 @@ func (x *Client) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Client.ProtoReflect.Descriptor instead.
 func (*Client) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{29}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Client) GetName() string {
@@ -1926,6 +2466,253 @@ func (x *Client) GetRevokedAt() string {
 	return ""
 }
 
+type BackupRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// passphrase encrypts the keys; without one they are left out.
+	Passphrase    string `protobuf:"bytes,1,opt,name=passphrase,proto3" json:"passphrase,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupRequest) Reset() {
+	*x = BackupRequest{}
+	mi := &file_host_v1_host_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupRequest) ProtoMessage() {}
+
+func (x *BackupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
+func (*BackupRequest) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *BackupRequest) GetPassphrase() string {
+	if x != nil {
+		return x.Passphrase
+	}
+	return ""
+}
+
+type BackupResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupResponse) Reset() {
+	*x = BackupResponse{}
+	mi := &file_host_v1_host_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupResponse) ProtoMessage() {}
+
+func (x *BackupResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
+func (*BackupResponse) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *BackupResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+type CollectGarbageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	DryRun        bool                   `protobuf:"varint,1,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CollectGarbageRequest) Reset() {
+	*x = CollectGarbageRequest{}
+	mi := &file_host_v1_host_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CollectGarbageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CollectGarbageRequest) ProtoMessage() {}
+
+func (x *CollectGarbageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CollectGarbageRequest.ProtoReflect.Descriptor instead.
+func (*CollectGarbageRequest) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *CollectGarbageRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type CollectGarbageResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Garbage       []*Garbage             `protobuf:"bytes,1,rep,name=garbage,proto3" json:"garbage,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CollectGarbageResponse) Reset() {
+	*x = CollectGarbageResponse{}
+	mi := &file_host_v1_host_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CollectGarbageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CollectGarbageResponse) ProtoMessage() {}
+
+func (x *CollectGarbageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CollectGarbageResponse.ProtoReflect.Descriptor instead.
+func (*CollectGarbageResponse) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *CollectGarbageResponse) GetGarbage() []*Garbage {
+	if x != nil {
+		return x.Garbage
+	}
+	return nil
+}
+
+// Garbage is one thing that nothing needs.
+type Garbage struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// kind is image, rootfs, binary, stage or log.
+	Kind          string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Name          string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Bytes         int64  `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Garbage) Reset() {
+	*x = Garbage{}
+	mi := &file_host_v1_host_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Garbage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Garbage) ProtoMessage() {}
+
+func (x *Garbage) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Garbage.ProtoReflect.Descriptor instead.
+func (*Garbage) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *Garbage) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Garbage) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Garbage) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Garbage) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 type DownRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// timeout_ms bounds the graceful part; after it what is left is killed.
@@ -1936,7 +2723,7 @@ type DownRequest struct {
 
 func (x *DownRequest) Reset() {
 	*x = DownRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[30]
+	mi := &file_host_v1_host_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1948,7 +2735,7 @@ func (x *DownRequest) String() string {
 func (*DownRequest) ProtoMessage() {}
 
 func (x *DownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[30]
+	mi := &file_host_v1_host_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1961,7 +2748,7 @@ func (x *DownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownRequest.ProtoReflect.Descriptor instead.
 func (*DownRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{30}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *DownRequest) GetTimeoutMs() uint32 {
@@ -1980,7 +2767,7 @@ type DownResponse struct {
 
 func (x *DownResponse) Reset() {
 	*x = DownResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[31]
+	mi := &file_host_v1_host_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1992,7 +2779,7 @@ func (x *DownResponse) String() string {
 func (*DownResponse) ProtoMessage() {}
 
 func (x *DownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[31]
+	mi := &file_host_v1_host_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2005,7 +2792,7 @@ func (x *DownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownResponse.ProtoReflect.Descriptor instead.
 func (*DownResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{31}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *DownResponse) GetWorkersStopped() int32 {
@@ -2059,7 +2846,7 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"\x04type\x18\x04 \x01(\tR\x04type\x12\x18\n" +
 	"\aversion\x18\x05 \x01(\tR\aversion\x12\x16\n" +
 	"\x06reason\x18\x06 \x01(\tR\x06reason\x12\x10\n" +
-	"\x03fix\x18\a \x01(\tR\x03fix\"\xe2\x01\n" +
+	"\x03fix\x18\a \x01(\tR\x03fix\"\xae\x02\n" +
 	"\fForgeRequest\x12\x1f\n" +
 	"\vworker_name\x18\x01 \x01(\tR\n" +
 	"workerName\x12\x1f\n" +
@@ -2071,12 +2858,22 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"\x06config\x18\x05 \x01(\fR\x06config\x12\x17\n" +
 	"\adry_run\x18\x06 \x01(\bR\x06dryRun\x12\x1d\n" +
 	"\n" +
-	"timeout_ms\x18\a \x01(\rR\ttimeoutMs\"\xa0\x01\n" +
+	"timeout_ms\x18\a \x01(\rR\ttimeoutMs\x12\x1b\n" +
+	"\tplan_hash\x18\b \x01(\tR\bplanHash\x12\x12\n" +
+	"\x04like\x18\t \x01(\tR\x04like\x12\x19\n" +
+	"\bno_start\x18\n" +
+	" \x01(\bR\anoStart\"\xce\x01\n" +
 	"\rForgeResponse\x12,\n" +
 	"\x06worker\x18\x01 \x01(\v2\x14.dals.host.v1.WorkerR\x06worker\x12\x18\n" +
 	"\aexisted\x18\x02 \x01(\bR\aexisted\x12*\n" +
 	"\x04plan\x18\x03 \x03(\v2\x16.dals.host.v1.PlanStepR\x04plan\x12\x1b\n" +
-	"\tplan_hash\x18\x04 \x01(\tR\bplanHash\"4\n" +
+	"\tplan_hash\x18\x04 \x01(\tR\bplanHash\x12,\n" +
+	"\x05files\x18\x05 \x03(\v2\x16.dals.host.v1.PlanFileR\x05files\"^\n" +
+	"\bPlanFile\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
+	"\x04mode\x18\x02 \x01(\tR\x04mode\x12\x12\n" +
+	"\x04size\x18\x03 \x01(\x03R\x04size\x12\x16\n" +
+	"\x06sha256\x18\x04 \x01(\tR\x06sha256\"4\n" +
 	"\bPlanStep\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\tR\x04step\x12\x14\n" +
 	"\x05makes\x18\x02 \x01(\tR\x05makes\"\xba\x05\n" +
@@ -2133,7 +2930,35 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"\x06worker\x18\x01 \x01(\tR\x06worker\x12\x19\n" +
 	"\bgrace_ms\x18\x02 \x01(\rR\agraceMs\">\n" +
 	"\x0eRetireResponse\x12,\n" +
+	"\x06worker\x18\x01 \x01(\v2\x14.dals.host.v1.WorkerR\x06worker\"@\n" +
+	"\vStopRequest\x12\x16\n" +
+	"\x06worker\x18\x01 \x01(\tR\x06worker\x12\x19\n" +
+	"\bgrace_ms\x18\x02 \x01(\rR\agraceMs\"<\n" +
+	"\fStopResponse\x12,\n" +
+	"\x06worker\x18\x01 \x01(\v2\x14.dals.host.v1.WorkerR\x06worker\"E\n" +
+	"\fStartRequest\x12\x16\n" +
+	"\x06worker\x18\x01 \x01(\tR\x06worker\x12\x1d\n" +
+	"\n" +
+	"timeout_ms\x18\x02 \x01(\rR\ttimeoutMs\"=\n" +
+	"\rStartResponse\x12,\n" +
 	"\x06worker\x18\x01 \x01(\v2\x14.dals.host.v1.WorkerR\x06worker\"b\n" +
+	"\x0eRestartRequest\x12\x16\n" +
+	"\x06worker\x18\x01 \x01(\tR\x06worker\x12\x19\n" +
+	"\bgrace_ms\x18\x02 \x01(\rR\agraceMs\x12\x1d\n" +
+	"\n" +
+	"timeout_ms\x18\x03 \x01(\rR\ttimeoutMs\"?\n" +
+	"\x0fRestartResponse\x12,\n" +
+	"\x06worker\x18\x01 \x01(\v2\x14.dals.host.v1.WorkerR\x06worker\"\x9d\x01\n" +
+	"\x0eUpgradeRequest\x12\x16\n" +
+	"\x06worker\x18\x01 \x01(\tR\x06worker\x12!\n" +
+	"\ftype_version\x18\x02 \x01(\tR\vtypeVersion\x12\x16\n" +
+	"\x06config\x18\x03 \x01(\fR\x06config\x12\x19\n" +
+	"\bgrace_ms\x18\x04 \x01(\rR\agraceMs\x12\x1d\n" +
+	"\n" +
+	"timeout_ms\x18\x05 \x01(\rR\ttimeoutMs\"b\n" +
+	"\x0fUpgradeResponse\x12,\n" +
+	"\x06worker\x18\x01 \x01(\v2\x14.dals.host.v1.WorkerR\x06worker\x12!\n" +
+	"\ffrom_version\x18\x02 \x01(\tR\vfromVersion\"b\n" +
 	"\vSendRequest\x124\n" +
 	"\benvelope\x18\x01 \x01(\v2\x18.dals.worker.v1.EnvelopeR\benvelope\x12\x1d\n" +
 	"\n" +
@@ -2173,12 +2998,27 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"\n" +
 	"created_at\x18\x03 \x01(\tR\tcreatedAt\x12\x1d\n" +
 	"\n" +
-	"revoked_at\x18\x04 \x01(\tR\trevokedAt\",\n" +
+	"revoked_at\x18\x04 \x01(\tR\trevokedAt\"/\n" +
+	"\rBackupRequest\x12\x1e\n" +
+	"\n" +
+	"passphrase\x18\x01 \x01(\tR\n" +
+	"passphrase\"$\n" +
+	"\x0eBackupResponse\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"0\n" +
+	"\x15CollectGarbageRequest\x12\x17\n" +
+	"\adry_run\x18\x01 \x01(\bR\x06dryRun\"I\n" +
+	"\x16CollectGarbageResponse\x12/\n" +
+	"\agarbage\x18\x01 \x03(\v2\x15.dals.host.v1.GarbageR\agarbage\"_\n" +
+	"\aGarbage\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x03R\x05bytes\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\",\n" +
 	"\vDownRequest\x12\x1d\n" +
 	"\n" +
 	"timeout_ms\x18\x01 \x01(\rR\ttimeoutMs\"7\n" +
 	"\fDownResponse\x12'\n" +
-	"\x0fworkers_stopped\x18\x01 \x01(\x05R\x0eworkersStopped2\xf0\a\n" +
+	"\x0fworkers_stopped\x18\x01 \x01(\x05R\x0eworkersStopped2\xa5\v\n" +
 	"\vHostService\x12L\n" +
 	"\tGetStatus\x12\x1e.dals.host.v1.GetStatusRequest\x1a\x1f.dals.host.v1.GetStatusResponse\x12L\n" +
 	"\tListTypes\x12\x1e.dals.host.v1.ListTypesRequest\x1a\x1f.dals.host.v1.ListTypesResponse\x12R\n" +
@@ -2187,12 +3027,18 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"\vListWorkers\x12 .dals.host.v1.ListWorkersRequest\x1a!.dals.host.v1.ListWorkersResponse\x12L\n" +
 	"\tGetWorker\x12\x1e.dals.host.v1.GetWorkerRequest\x1a\x1f.dals.host.v1.GetWorkerResponse\x12C\n" +
 	"\x06Retire\x12\x1b.dals.host.v1.RetireRequest\x1a\x1c.dals.host.v1.RetireResponse\x12=\n" +
+	"\x04Stop\x12\x19.dals.host.v1.StopRequest\x1a\x1a.dals.host.v1.StopResponse\x12@\n" +
+	"\x05Start\x12\x1a.dals.host.v1.StartRequest\x1a\x1b.dals.host.v1.StartResponse\x12F\n" +
+	"\aRestart\x12\x1c.dals.host.v1.RestartRequest\x1a\x1d.dals.host.v1.RestartResponse\x12F\n" +
+	"\aUpgrade\x12\x1c.dals.host.v1.UpgradeRequest\x1a\x1d.dals.host.v1.UpgradeResponse\x12=\n" +
 	"\x04Send\x12\x19.dals.host.v1.SendRequest\x1a\x1a.dals.host.v1.SendResponse\x12Q\n" +
 	"\n" +
 	"StreamLogs\x12\x1f.dals.host.v1.StreamLogsRequest\x1a .dals.host.v1.StreamLogsResponse0\x01\x12L\n" +
 	"\tAddClient\x12\x1e.dals.host.v1.AddClientRequest\x1a\x1f.dals.host.v1.AddClientResponse\x12R\n" +
 	"\vListClients\x12 .dals.host.v1.ListClientsRequest\x1a!.dals.host.v1.ListClientsResponse\x12U\n" +
-	"\fRevokeClient\x12!.dals.host.v1.RevokeClientRequest\x1a\".dals.host.v1.RevokeClientResponse\x12=\n" +
+	"\fRevokeClient\x12!.dals.host.v1.RevokeClientRequest\x1a\".dals.host.v1.RevokeClientResponse\x12E\n" +
+	"\x06Backup\x12\x1b.dals.host.v1.BackupRequest\x1a\x1c.dals.host.v1.BackupResponse0\x01\x12[\n" +
+	"\x0eCollectGarbage\x12#.dals.host.v1.CollectGarbageRequest\x1a$.dals.host.v1.CollectGarbageResponse\x12=\n" +
 	"\x04Down\x12\x19.dals.host.v1.DownRequest\x1a\x1a.dals.host.v1.DownResponseB9Z7github.com/dals-host/dals-host/sdk/proto/host/v1;hostv1b\x06proto3"
 
 var (
@@ -2207,89 +3053,121 @@ func file_host_v1_host_proto_rawDescGZIP() []byte {
 	return file_host_v1_host_proto_rawDescData
 }
 
-var file_host_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_host_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_host_v1_host_proto_goTypes = []any{
-	(*GetStatusRequest)(nil),     // 0: dals.host.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),    // 1: dals.host.v1.GetStatusResponse
-	(*ListTypesRequest)(nil),     // 2: dals.host.v1.ListTypesRequest
-	(*ListTypesResponse)(nil),    // 3: dals.host.v1.ListTypesResponse
-	(*WorkerType)(nil),           // 4: dals.host.v1.WorkerType
-	(*ListPluginsRequest)(nil),   // 5: dals.host.v1.ListPluginsRequest
-	(*ListPluginsResponse)(nil),  // 6: dals.host.v1.ListPluginsResponse
-	(*Plugin)(nil),               // 7: dals.host.v1.Plugin
-	(*ForgeRequest)(nil),         // 8: dals.host.v1.ForgeRequest
-	(*ForgeResponse)(nil),        // 9: dals.host.v1.ForgeResponse
-	(*PlanStep)(nil),             // 10: dals.host.v1.PlanStep
-	(*Worker)(nil),               // 11: dals.host.v1.Worker
-	(*Heartbeat)(nil),            // 12: dals.host.v1.Heartbeat
-	(*ListWorkersRequest)(nil),   // 13: dals.host.v1.ListWorkersRequest
-	(*ListWorkersResponse)(nil),  // 14: dals.host.v1.ListWorkersResponse
-	(*GetWorkerRequest)(nil),     // 15: dals.host.v1.GetWorkerRequest
-	(*GetWorkerResponse)(nil),    // 16: dals.host.v1.GetWorkerResponse
-	(*RetireRequest)(nil),        // 17: dals.host.v1.RetireRequest
-	(*RetireResponse)(nil),       // 18: dals.host.v1.RetireResponse
-	(*SendRequest)(nil),          // 19: dals.host.v1.SendRequest
-	(*SendResponse)(nil),         // 20: dals.host.v1.SendResponse
-	(*StreamLogsRequest)(nil),    // 21: dals.host.v1.StreamLogsRequest
-	(*StreamLogsResponse)(nil),   // 22: dals.host.v1.StreamLogsResponse
-	(*AddClientRequest)(nil),     // 23: dals.host.v1.AddClientRequest
-	(*AddClientResponse)(nil),    // 24: dals.host.v1.AddClientResponse
-	(*ListClientsRequest)(nil),   // 25: dals.host.v1.ListClientsRequest
-	(*ListClientsResponse)(nil),  // 26: dals.host.v1.ListClientsResponse
-	(*RevokeClientRequest)(nil),  // 27: dals.host.v1.RevokeClientRequest
-	(*RevokeClientResponse)(nil), // 28: dals.host.v1.RevokeClientResponse
-	(*Client)(nil),               // 29: dals.host.v1.Client
-	(*DownRequest)(nil),          // 30: dals.host.v1.DownRequest
-	(*DownResponse)(nil),         // 31: dals.host.v1.DownResponse
-	(*v1.TaskKind)(nil),          // 32: dals.worker.v1.TaskKind
-	(*v1.Envelope)(nil),          // 33: dals.worker.v1.Envelope
+	(*GetStatusRequest)(nil),       // 0: dals.host.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),      // 1: dals.host.v1.GetStatusResponse
+	(*ListTypesRequest)(nil),       // 2: dals.host.v1.ListTypesRequest
+	(*ListTypesResponse)(nil),      // 3: dals.host.v1.ListTypesResponse
+	(*WorkerType)(nil),             // 4: dals.host.v1.WorkerType
+	(*ListPluginsRequest)(nil),     // 5: dals.host.v1.ListPluginsRequest
+	(*ListPluginsResponse)(nil),    // 6: dals.host.v1.ListPluginsResponse
+	(*Plugin)(nil),                 // 7: dals.host.v1.Plugin
+	(*ForgeRequest)(nil),           // 8: dals.host.v1.ForgeRequest
+	(*ForgeResponse)(nil),          // 9: dals.host.v1.ForgeResponse
+	(*PlanFile)(nil),               // 10: dals.host.v1.PlanFile
+	(*PlanStep)(nil),               // 11: dals.host.v1.PlanStep
+	(*Worker)(nil),                 // 12: dals.host.v1.Worker
+	(*Heartbeat)(nil),              // 13: dals.host.v1.Heartbeat
+	(*ListWorkersRequest)(nil),     // 14: dals.host.v1.ListWorkersRequest
+	(*ListWorkersResponse)(nil),    // 15: dals.host.v1.ListWorkersResponse
+	(*GetWorkerRequest)(nil),       // 16: dals.host.v1.GetWorkerRequest
+	(*GetWorkerResponse)(nil),      // 17: dals.host.v1.GetWorkerResponse
+	(*RetireRequest)(nil),          // 18: dals.host.v1.RetireRequest
+	(*RetireResponse)(nil),         // 19: dals.host.v1.RetireResponse
+	(*StopRequest)(nil),            // 20: dals.host.v1.StopRequest
+	(*StopResponse)(nil),           // 21: dals.host.v1.StopResponse
+	(*StartRequest)(nil),           // 22: dals.host.v1.StartRequest
+	(*StartResponse)(nil),          // 23: dals.host.v1.StartResponse
+	(*RestartRequest)(nil),         // 24: dals.host.v1.RestartRequest
+	(*RestartResponse)(nil),        // 25: dals.host.v1.RestartResponse
+	(*UpgradeRequest)(nil),         // 26: dals.host.v1.UpgradeRequest
+	(*UpgradeResponse)(nil),        // 27: dals.host.v1.UpgradeResponse
+	(*SendRequest)(nil),            // 28: dals.host.v1.SendRequest
+	(*SendResponse)(nil),           // 29: dals.host.v1.SendResponse
+	(*StreamLogsRequest)(nil),      // 30: dals.host.v1.StreamLogsRequest
+	(*StreamLogsResponse)(nil),     // 31: dals.host.v1.StreamLogsResponse
+	(*AddClientRequest)(nil),       // 32: dals.host.v1.AddClientRequest
+	(*AddClientResponse)(nil),      // 33: dals.host.v1.AddClientResponse
+	(*ListClientsRequest)(nil),     // 34: dals.host.v1.ListClientsRequest
+	(*ListClientsResponse)(nil),    // 35: dals.host.v1.ListClientsResponse
+	(*RevokeClientRequest)(nil),    // 36: dals.host.v1.RevokeClientRequest
+	(*RevokeClientResponse)(nil),   // 37: dals.host.v1.RevokeClientResponse
+	(*Client)(nil),                 // 38: dals.host.v1.Client
+	(*BackupRequest)(nil),          // 39: dals.host.v1.BackupRequest
+	(*BackupResponse)(nil),         // 40: dals.host.v1.BackupResponse
+	(*CollectGarbageRequest)(nil),  // 41: dals.host.v1.CollectGarbageRequest
+	(*CollectGarbageResponse)(nil), // 42: dals.host.v1.CollectGarbageResponse
+	(*Garbage)(nil),                // 43: dals.host.v1.Garbage
+	(*DownRequest)(nil),            // 44: dals.host.v1.DownRequest
+	(*DownResponse)(nil),           // 45: dals.host.v1.DownResponse
+	(*v1.TaskKind)(nil),            // 46: dals.worker.v1.TaskKind
+	(*v1.Envelope)(nil),            // 47: dals.worker.v1.Envelope
 }
 var file_host_v1_host_proto_depIdxs = []int32{
 	4,  // 0: dals.host.v1.ListTypesResponse.types:type_name -> dals.host.v1.WorkerType
-	32, // 1: dals.host.v1.WorkerType.tasks:type_name -> dals.worker.v1.TaskKind
+	46, // 1: dals.host.v1.WorkerType.tasks:type_name -> dals.worker.v1.TaskKind
 	7,  // 2: dals.host.v1.ListPluginsResponse.plugins:type_name -> dals.host.v1.Plugin
-	11, // 3: dals.host.v1.ForgeResponse.worker:type_name -> dals.host.v1.Worker
-	10, // 4: dals.host.v1.ForgeResponse.plan:type_name -> dals.host.v1.PlanStep
-	12, // 5: dals.host.v1.Worker.heartbeat:type_name -> dals.host.v1.Heartbeat
-	11, // 6: dals.host.v1.ListWorkersResponse.workers:type_name -> dals.host.v1.Worker
-	11, // 7: dals.host.v1.GetWorkerResponse.worker:type_name -> dals.host.v1.Worker
-	11, // 8: dals.host.v1.RetireResponse.worker:type_name -> dals.host.v1.Worker
-	33, // 9: dals.host.v1.SendRequest.envelope:type_name -> dals.worker.v1.Envelope
-	33, // 10: dals.host.v1.SendResponse.result:type_name -> dals.worker.v1.Envelope
-	29, // 11: dals.host.v1.AddClientResponse.client:type_name -> dals.host.v1.Client
-	29, // 12: dals.host.v1.ListClientsResponse.clients:type_name -> dals.host.v1.Client
-	29, // 13: dals.host.v1.RevokeClientResponse.client:type_name -> dals.host.v1.Client
-	0,  // 14: dals.host.v1.HostService.GetStatus:input_type -> dals.host.v1.GetStatusRequest
-	2,  // 15: dals.host.v1.HostService.ListTypes:input_type -> dals.host.v1.ListTypesRequest
-	5,  // 16: dals.host.v1.HostService.ListPlugins:input_type -> dals.host.v1.ListPluginsRequest
-	8,  // 17: dals.host.v1.HostService.Forge:input_type -> dals.host.v1.ForgeRequest
-	13, // 18: dals.host.v1.HostService.ListWorkers:input_type -> dals.host.v1.ListWorkersRequest
-	15, // 19: dals.host.v1.HostService.GetWorker:input_type -> dals.host.v1.GetWorkerRequest
-	17, // 20: dals.host.v1.HostService.Retire:input_type -> dals.host.v1.RetireRequest
-	19, // 21: dals.host.v1.HostService.Send:input_type -> dals.host.v1.SendRequest
-	21, // 22: dals.host.v1.HostService.StreamLogs:input_type -> dals.host.v1.StreamLogsRequest
-	23, // 23: dals.host.v1.HostService.AddClient:input_type -> dals.host.v1.AddClientRequest
-	25, // 24: dals.host.v1.HostService.ListClients:input_type -> dals.host.v1.ListClientsRequest
-	27, // 25: dals.host.v1.HostService.RevokeClient:input_type -> dals.host.v1.RevokeClientRequest
-	30, // 26: dals.host.v1.HostService.Down:input_type -> dals.host.v1.DownRequest
-	1,  // 27: dals.host.v1.HostService.GetStatus:output_type -> dals.host.v1.GetStatusResponse
-	3,  // 28: dals.host.v1.HostService.ListTypes:output_type -> dals.host.v1.ListTypesResponse
-	6,  // 29: dals.host.v1.HostService.ListPlugins:output_type -> dals.host.v1.ListPluginsResponse
-	9,  // 30: dals.host.v1.HostService.Forge:output_type -> dals.host.v1.ForgeResponse
-	14, // 31: dals.host.v1.HostService.ListWorkers:output_type -> dals.host.v1.ListWorkersResponse
-	16, // 32: dals.host.v1.HostService.GetWorker:output_type -> dals.host.v1.GetWorkerResponse
-	18, // 33: dals.host.v1.HostService.Retire:output_type -> dals.host.v1.RetireResponse
-	20, // 34: dals.host.v1.HostService.Send:output_type -> dals.host.v1.SendResponse
-	22, // 35: dals.host.v1.HostService.StreamLogs:output_type -> dals.host.v1.StreamLogsResponse
-	24, // 36: dals.host.v1.HostService.AddClient:output_type -> dals.host.v1.AddClientResponse
-	26, // 37: dals.host.v1.HostService.ListClients:output_type -> dals.host.v1.ListClientsResponse
-	28, // 38: dals.host.v1.HostService.RevokeClient:output_type -> dals.host.v1.RevokeClientResponse
-	31, // 39: dals.host.v1.HostService.Down:output_type -> dals.host.v1.DownResponse
-	27, // [27:40] is the sub-list for method output_type
-	14, // [14:27] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	12, // 3: dals.host.v1.ForgeResponse.worker:type_name -> dals.host.v1.Worker
+	11, // 4: dals.host.v1.ForgeResponse.plan:type_name -> dals.host.v1.PlanStep
+	10, // 5: dals.host.v1.ForgeResponse.files:type_name -> dals.host.v1.PlanFile
+	13, // 6: dals.host.v1.Worker.heartbeat:type_name -> dals.host.v1.Heartbeat
+	12, // 7: dals.host.v1.ListWorkersResponse.workers:type_name -> dals.host.v1.Worker
+	12, // 8: dals.host.v1.GetWorkerResponse.worker:type_name -> dals.host.v1.Worker
+	12, // 9: dals.host.v1.RetireResponse.worker:type_name -> dals.host.v1.Worker
+	12, // 10: dals.host.v1.StopResponse.worker:type_name -> dals.host.v1.Worker
+	12, // 11: dals.host.v1.StartResponse.worker:type_name -> dals.host.v1.Worker
+	12, // 12: dals.host.v1.RestartResponse.worker:type_name -> dals.host.v1.Worker
+	12, // 13: dals.host.v1.UpgradeResponse.worker:type_name -> dals.host.v1.Worker
+	47, // 14: dals.host.v1.SendRequest.envelope:type_name -> dals.worker.v1.Envelope
+	47, // 15: dals.host.v1.SendResponse.result:type_name -> dals.worker.v1.Envelope
+	38, // 16: dals.host.v1.AddClientResponse.client:type_name -> dals.host.v1.Client
+	38, // 17: dals.host.v1.ListClientsResponse.clients:type_name -> dals.host.v1.Client
+	38, // 18: dals.host.v1.RevokeClientResponse.client:type_name -> dals.host.v1.Client
+	43, // 19: dals.host.v1.CollectGarbageResponse.garbage:type_name -> dals.host.v1.Garbage
+	0,  // 20: dals.host.v1.HostService.GetStatus:input_type -> dals.host.v1.GetStatusRequest
+	2,  // 21: dals.host.v1.HostService.ListTypes:input_type -> dals.host.v1.ListTypesRequest
+	5,  // 22: dals.host.v1.HostService.ListPlugins:input_type -> dals.host.v1.ListPluginsRequest
+	8,  // 23: dals.host.v1.HostService.Forge:input_type -> dals.host.v1.ForgeRequest
+	14, // 24: dals.host.v1.HostService.ListWorkers:input_type -> dals.host.v1.ListWorkersRequest
+	16, // 25: dals.host.v1.HostService.GetWorker:input_type -> dals.host.v1.GetWorkerRequest
+	18, // 26: dals.host.v1.HostService.Retire:input_type -> dals.host.v1.RetireRequest
+	20, // 27: dals.host.v1.HostService.Stop:input_type -> dals.host.v1.StopRequest
+	22, // 28: dals.host.v1.HostService.Start:input_type -> dals.host.v1.StartRequest
+	24, // 29: dals.host.v1.HostService.Restart:input_type -> dals.host.v1.RestartRequest
+	26, // 30: dals.host.v1.HostService.Upgrade:input_type -> dals.host.v1.UpgradeRequest
+	28, // 31: dals.host.v1.HostService.Send:input_type -> dals.host.v1.SendRequest
+	30, // 32: dals.host.v1.HostService.StreamLogs:input_type -> dals.host.v1.StreamLogsRequest
+	32, // 33: dals.host.v1.HostService.AddClient:input_type -> dals.host.v1.AddClientRequest
+	34, // 34: dals.host.v1.HostService.ListClients:input_type -> dals.host.v1.ListClientsRequest
+	36, // 35: dals.host.v1.HostService.RevokeClient:input_type -> dals.host.v1.RevokeClientRequest
+	39, // 36: dals.host.v1.HostService.Backup:input_type -> dals.host.v1.BackupRequest
+	41, // 37: dals.host.v1.HostService.CollectGarbage:input_type -> dals.host.v1.CollectGarbageRequest
+	44, // 38: dals.host.v1.HostService.Down:input_type -> dals.host.v1.DownRequest
+	1,  // 39: dals.host.v1.HostService.GetStatus:output_type -> dals.host.v1.GetStatusResponse
+	3,  // 40: dals.host.v1.HostService.ListTypes:output_type -> dals.host.v1.ListTypesResponse
+	6,  // 41: dals.host.v1.HostService.ListPlugins:output_type -> dals.host.v1.ListPluginsResponse
+	9,  // 42: dals.host.v1.HostService.Forge:output_type -> dals.host.v1.ForgeResponse
+	15, // 43: dals.host.v1.HostService.ListWorkers:output_type -> dals.host.v1.ListWorkersResponse
+	17, // 44: dals.host.v1.HostService.GetWorker:output_type -> dals.host.v1.GetWorkerResponse
+	19, // 45: dals.host.v1.HostService.Retire:output_type -> dals.host.v1.RetireResponse
+	21, // 46: dals.host.v1.HostService.Stop:output_type -> dals.host.v1.StopResponse
+	23, // 47: dals.host.v1.HostService.Start:output_type -> dals.host.v1.StartResponse
+	25, // 48: dals.host.v1.HostService.Restart:output_type -> dals.host.v1.RestartResponse
+	27, // 49: dals.host.v1.HostService.Upgrade:output_type -> dals.host.v1.UpgradeResponse
+	29, // 50: dals.host.v1.HostService.Send:output_type -> dals.host.v1.SendResponse
+	31, // 51: dals.host.v1.HostService.StreamLogs:output_type -> dals.host.v1.StreamLogsResponse
+	33, // 52: dals.host.v1.HostService.AddClient:output_type -> dals.host.v1.AddClientResponse
+	35, // 53: dals.host.v1.HostService.ListClients:output_type -> dals.host.v1.ListClientsResponse
+	37, // 54: dals.host.v1.HostService.RevokeClient:output_type -> dals.host.v1.RevokeClientResponse
+	40, // 55: dals.host.v1.HostService.Backup:output_type -> dals.host.v1.BackupResponse
+	42, // 56: dals.host.v1.HostService.CollectGarbage:output_type -> dals.host.v1.CollectGarbageResponse
+	45, // 57: dals.host.v1.HostService.Down:output_type -> dals.host.v1.DownResponse
+	39, // [39:58] is the sub-list for method output_type
+	20, // [20:39] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_host_v1_host_proto_init() }
@@ -2303,7 +3181,7 @@ func file_host_v1_host_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_host_v1_host_proto_rawDesc), len(file_host_v1_host_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   32,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -22,19 +22,25 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	HostService_GetStatus_FullMethodName    = "/dals.host.v1.HostService/GetStatus"
-	HostService_ListTypes_FullMethodName    = "/dals.host.v1.HostService/ListTypes"
-	HostService_ListPlugins_FullMethodName  = "/dals.host.v1.HostService/ListPlugins"
-	HostService_Forge_FullMethodName        = "/dals.host.v1.HostService/Forge"
-	HostService_ListWorkers_FullMethodName  = "/dals.host.v1.HostService/ListWorkers"
-	HostService_GetWorker_FullMethodName    = "/dals.host.v1.HostService/GetWorker"
-	HostService_Retire_FullMethodName       = "/dals.host.v1.HostService/Retire"
-	HostService_Send_FullMethodName         = "/dals.host.v1.HostService/Send"
-	HostService_StreamLogs_FullMethodName   = "/dals.host.v1.HostService/StreamLogs"
-	HostService_AddClient_FullMethodName    = "/dals.host.v1.HostService/AddClient"
-	HostService_ListClients_FullMethodName  = "/dals.host.v1.HostService/ListClients"
-	HostService_RevokeClient_FullMethodName = "/dals.host.v1.HostService/RevokeClient"
-	HostService_Down_FullMethodName         = "/dals.host.v1.HostService/Down"
+	HostService_GetStatus_FullMethodName      = "/dals.host.v1.HostService/GetStatus"
+	HostService_ListTypes_FullMethodName      = "/dals.host.v1.HostService/ListTypes"
+	HostService_ListPlugins_FullMethodName    = "/dals.host.v1.HostService/ListPlugins"
+	HostService_Forge_FullMethodName          = "/dals.host.v1.HostService/Forge"
+	HostService_ListWorkers_FullMethodName    = "/dals.host.v1.HostService/ListWorkers"
+	HostService_GetWorker_FullMethodName      = "/dals.host.v1.HostService/GetWorker"
+	HostService_Retire_FullMethodName         = "/dals.host.v1.HostService/Retire"
+	HostService_Stop_FullMethodName           = "/dals.host.v1.HostService/Stop"
+	HostService_Start_FullMethodName          = "/dals.host.v1.HostService/Start"
+	HostService_Restart_FullMethodName        = "/dals.host.v1.HostService/Restart"
+	HostService_Upgrade_FullMethodName        = "/dals.host.v1.HostService/Upgrade"
+	HostService_Send_FullMethodName           = "/dals.host.v1.HostService/Send"
+	HostService_StreamLogs_FullMethodName     = "/dals.host.v1.HostService/StreamLogs"
+	HostService_AddClient_FullMethodName      = "/dals.host.v1.HostService/AddClient"
+	HostService_ListClients_FullMethodName    = "/dals.host.v1.HostService/ListClients"
+	HostService_RevokeClient_FullMethodName   = "/dals.host.v1.HostService/RevokeClient"
+	HostService_Backup_FullMethodName         = "/dals.host.v1.HostService/Backup"
+	HostService_CollectGarbage_FullMethodName = "/dals.host.v1.HostService/CollectGarbage"
+	HostService_Down_FullMethodName           = "/dals.host.v1.HostService/Down"
 )
 
 // HostServiceClient is the client API for HostService service.
@@ -53,12 +59,28 @@ type HostServiceClient interface {
 	GetWorker(ctx context.Context, in *GetWorkerRequest, opts ...grpc.CallOption) (*GetWorkerResponse, error)
 	// Retire ends a worker: container, keys and files go, the record stays.
 	Retire(ctx context.Context, in *RetireRequest, opts ...grpc.CallOption) (*RetireResponse, error)
+	// Stop ends a worker's process and keeps the worker, stopped until Start,
+	// whatever happens to the host.
+	Stop(ctx context.Context, in *StopRequest, opts ...grpc.CallOption) (*StopResponse, error)
+	// Start runs a worker that is stopped or failed, and waits until it is
+	// healthy. One that does not become so is left stopped.
+	Start(ctx context.Context, in *StartRequest, opts ...grpc.CallOption) (*StartResponse, error)
+	// Restart ends a worker's process and runs it again.
+	Restart(ctx context.Context, in *RestartRequest, opts ...grpc.CallOption) (*RestartResponse, error)
+	// Upgrade moves a worker to another version of its type. Serial, numbers, keys
+	// and state stay. One that does not become healthy gets its old version back.
+	Upgrade(ctx context.Context, in *UpgradeRequest, opts ...grpc.CallOption) (*UpgradeResponse, error)
 	// Send puts one signed envelope through the gate and waits for its result.
 	Send(ctx context.Context, in *SendRequest, opts ...grpc.CallOption) (*SendResponse, error)
 	StreamLogs(ctx context.Context, in *StreamLogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[StreamLogsResponse], error)
 	AddClient(ctx context.Context, in *AddClientRequest, opts ...grpc.CallOption) (*AddClientResponse, error)
 	ListClients(ctx context.Context, in *ListClientsRequest, opts ...grpc.CallOption) (*ListClientsResponse, error)
 	RevokeClient(ctx context.Context, in *RevokeClientRequest, opts ...grpc.CallOption) (*RevokeClientResponse, error)
+	// Backup streams one file, from which a host can be restored.
+	Backup(ctx context.Context, in *BackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BackupResponse], error)
+	// CollectGarbage deletes what nothing needs any more, or with dry_run says
+	// what that is.
+	CollectGarbage(ctx context.Context, in *CollectGarbageRequest, opts ...grpc.CallOption) (*CollectGarbageResponse, error)
 	// Down stops every worker and the launcher, then the host itself.
 	Down(ctx context.Context, in *DownRequest, opts ...grpc.CallOption) (*DownResponse, error)
 }
@@ -141,6 +163,46 @@ func (c *hostServiceClient) Retire(ctx context.Context, in *RetireRequest, opts 
 	return out, nil
 }
 
+func (c *hostServiceClient) Stop(ctx context.Context, in *StopRequest, opts ...grpc.CallOption) (*StopResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(StopResponse)
+	err := c.cc.Invoke(ctx, HostService_Stop_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *hostServiceClient) Start(ctx context.Context, in *StartRequest, opts ...grpc.CallOption) (*StartResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(StartResponse)
+	err := c.cc.Invoke(ctx, HostService_Start_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *hostServiceClient) Restart(ctx context.Context, in *RestartRequest, opts ...grpc.CallOption) (*RestartResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RestartResponse)
+	err := c.cc.Invoke(ctx, HostService_Restart_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *hostServiceClient) Upgrade(ctx context.Context, in *UpgradeRequest, opts ...grpc.CallOption) (*UpgradeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UpgradeResponse)
+	err := c.cc.Invoke(ctx, HostService_Upgrade_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *hostServiceClient) Send(ctx context.Context, in *SendRequest, opts ...grpc.CallOption) (*SendResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(SendResponse)
@@ -200,6 +262,35 @@ func (c *hostServiceClient) RevokeClient(ctx context.Context, in *RevokeClientRe
 	return out, nil
 }
 
+func (c *hostServiceClient) Backup(ctx context.Context, in *BackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BackupResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &HostService_ServiceDesc.Streams[1], HostService_Backup_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[BackupRequest, BackupResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type HostService_BackupClient = grpc.ServerStreamingClient[BackupResponse]
+
+func (c *hostServiceClient) CollectGarbage(ctx context.Context, in *CollectGarbageRequest, opts ...grpc.CallOption) (*CollectGarbageResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CollectGarbageResponse)
+	err := c.cc.Invoke(ctx, HostService_CollectGarbage_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *hostServiceClient) Down(ctx context.Context, in *DownRequest, opts ...grpc.CallOption) (*DownResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(DownResponse)
@@ -226,12 +317,28 @@ type HostServiceServer interface {
 	GetWorker(context.Context, *GetWorkerRequest) (*GetWorkerResponse, error)
 	// Retire ends a worker: container, keys and files go, the record stays.
 	Retire(context.Context, *RetireRequest) (*RetireResponse, error)
+	// Stop ends a worker's process and keeps the worker, stopped until Start,
+	// whatever happens to the host.
+	Stop(context.Context, *StopRequest) (*StopResponse, error)
+	// Start runs a worker that is stopped or failed, and waits until it is
+	// healthy. One that does not become so is left stopped.
+	Start(context.Context, *StartRequest) (*StartResponse, error)
+	// Restart ends a worker's process and runs it again.
+	Restart(context.Context, *RestartRequest) (*RestartResponse, error)
+	// Upgrade moves a worker to another version of its type. Serial, numbers, keys
+	// and state stay. One that does not become healthy gets its old version back.
+	Upgrade(context.Context, *UpgradeRequest) (*UpgradeResponse, error)
 	// Send puts one signed envelope through the gate and waits for its result.
 	Send(context.Context, *SendRequest) (*SendResponse, error)
 	StreamLogs(*StreamLogsRequest, grpc.ServerStreamingServer[StreamLogsResponse]) error
 	AddClient(context.Context, *AddClientRequest) (*AddClientResponse, error)
 	ListClients(context.Context, *ListClientsRequest) (*ListClientsResponse, error)
 	RevokeClient(context.Context, *RevokeClientRequest) (*RevokeClientResponse, error)
+	// Backup streams one file, from which a host can be restored.
+	Backup(*BackupRequest, grpc.ServerStreamingServer[BackupResponse]) error
+	// CollectGarbage deletes what nothing needs any more, or with dry_run says
+	// what that is.
+	CollectGarbage(context.Context, *CollectGarbageRequest) (*CollectGarbageResponse, error)
 	// Down stops every worker and the launcher, then the host itself.
 	Down(context.Context, *DownRequest) (*DownResponse, error)
 	mustEmbedUnimplementedHostServiceServer()
@@ -265,6 +372,18 @@ func (UnimplementedHostServiceServer) GetWorker(context.Context, *GetWorkerReque
 func (UnimplementedHostServiceServer) Retire(context.Context, *RetireRequest) (*RetireResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Retire not implemented")
 }
+func (UnimplementedHostServiceServer) Stop(context.Context, *StopRequest) (*StopResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Stop not implemented")
+}
+func (UnimplementedHostServiceServer) Start(context.Context, *StartRequest) (*StartResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Start not implemented")
+}
+func (UnimplementedHostServiceServer) Restart(context.Context, *RestartRequest) (*RestartResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Restart not implemented")
+}
+func (UnimplementedHostServiceServer) Upgrade(context.Context, *UpgradeRequest) (*UpgradeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Upgrade not implemented")
+}
 func (UnimplementedHostServiceServer) Send(context.Context, *SendRequest) (*SendResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Send not implemented")
 }
@@ -279,6 +398,12 @@ func (UnimplementedHostServiceServer) ListClients(context.Context, *ListClientsR
 }
 func (UnimplementedHostServiceServer) RevokeClient(context.Context, *RevokeClientRequest) (*RevokeClientResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RevokeClient not implemented")
+}
+func (UnimplementedHostServiceServer) Backup(*BackupRequest, grpc.ServerStreamingServer[BackupResponse]) error {
+	return status.Error(codes.Unimplemented, "method Backup not implemented")
+}
+func (UnimplementedHostServiceServer) CollectGarbage(context.Context, *CollectGarbageRequest) (*CollectGarbageResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CollectGarbage not implemented")
 }
 func (UnimplementedHostServiceServer) Down(context.Context, *DownRequest) (*DownResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Down not implemented")
@@ -430,6 +555,78 @@ func _HostService_Retire_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _HostService_Stop_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StopRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(HostServiceServer).Stop(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: HostService_Stop_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(HostServiceServer).Stop(ctx, req.(*StopRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _HostService_Start_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StartRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(HostServiceServer).Start(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: HostService_Start_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(HostServiceServer).Start(ctx, req.(*StartRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _HostService_Restart_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RestartRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(HostServiceServer).Restart(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: HostService_Restart_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(HostServiceServer).Restart(ctx, req.(*RestartRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _HostService_Upgrade_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UpgradeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(HostServiceServer).Upgrade(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: HostService_Upgrade_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(HostServiceServer).Upgrade(ctx, req.(*UpgradeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _HostService_Send_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(SendRequest)
 	if err := dec(in); err != nil {
@@ -513,6 +710,35 @@ func _HostService_RevokeClient_Handler(srv interface{}, ctx context.Context, dec
 	return interceptor(ctx, in, info, handler)
 }
 
+func _HostService_Backup_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(BackupRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(HostServiceServer).Backup(m, &grpc.GenericServerStream[BackupRequest, BackupResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type HostService_BackupServer = grpc.ServerStreamingServer[BackupResponse]
+
+func _HostService_CollectGarbage_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CollectGarbageRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(HostServiceServer).CollectGarbage(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: HostService_CollectGarbage_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(HostServiceServer).CollectGarbage(ctx, req.(*CollectGarbageRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _HostService_Down_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(DownRequest)
 	if err := dec(in); err != nil {
@@ -567,6 +793,22 @@ var HostService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _HostService_Retire_Handler,
 		},
 		{
+			MethodName: "Stop",
+			Handler:    _HostService_Stop_Handler,
+		},
+		{
+			MethodName: "Start",
+			Handler:    _HostService_Start_Handler,
+		},
+		{
+			MethodName: "Restart",
+			Handler:    _HostService_Restart_Handler,
+		},
+		{
+			MethodName: "Upgrade",
+			Handler:    _HostService_Upgrade_Handler,
+		},
+		{
 			MethodName: "Send",
 			Handler:    _HostService_Send_Handler,
 		},
@@ -583,6 +825,10 @@ var HostService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _HostService_RevokeClient_Handler,
 		},
 		{
+			MethodName: "CollectGarbage",
+			Handler:    _HostService_CollectGarbage_Handler,
+		},
+		{
 			MethodName: "Down",
 			Handler:    _HostService_Down_Handler,
 		},
@@ -591,6 +837,11 @@ var HostService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "StreamLogs",
 			Handler:       _HostService_StreamLogs_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Backup",
+			Handler:       _HostService_Backup_Handler,
 			ServerStreams: true,
 		},
 	},
