@@ -118,14 +118,13 @@ func (a *app) checkHost(ctx context.Context) finding {
 	if err != nil {
 		return fail("", "%v", err)
 	}
-	c, err := a.connect(ctx)
+	var status client.Status
+	err = a.with(ctx, func(c *client.Client) (err error) {
+		status, err = c.Status(ctx)
+		return err
+	})
 	if errors.Is(err, os.ErrNotExist) {
 		return warn("dals-host serve", "no host runs: there is no %s", socket)
-	}
-	var status client.Status
-	if err == nil {
-		defer c.Close()
-		status, err = c.Status(ctx)
 	}
 	if err != nil {
 		return fail(firstOf(hintOf(err), "dals-host serve"), "%v", err)

@@ -39,19 +39,16 @@ else; the host learns the public one.`,
 			if err := needs(cmd, "key-out"); err != nil {
 				return err
 			}
-			return a.addClient(cmd.Context(), args[0], keyOut)
+			return a.with(cmd.Context(), func(c *client.Client) error {
+				return a.addClient(cmd.Context(), c, args[0], keyOut)
+			})
 		},
 	}
 	cmd.Flags().StringVar(&keyOut, "key-out", "", "`FILE` for the private key")
 	return cmd
 }
 
-func (a *app) addClient(ctx context.Context, name, keyOut string) (err error) {
-	c, err := a.connect(ctx)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
+func (a *app) addClient(ctx context.Context, c *client.Client, name, keyOut string) error {
 	public, err := writeNewKey(keyOut)
 	if err != nil {
 		return fmt.Errorf("write client key: %w", err)
@@ -113,22 +110,17 @@ func clientListCommand(a *app) *cobra.Command {
   dals-host client list --json | jq -r '.[].id'`,
 		Args: exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.connect(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			clients, err := c.Clients(cmd.Context())
-			if err != nil {
-				return err
-			}
-			return a.show(clients, func(t *table) {
-				t.row("NAME", "ID", "SINCE", "REVOKED")
-				for _, k := range clients {
-					t.row(k.Name, k.ID, stamp(k.CreatedAt), stamp(k.RevokedAt))
-				}
-			})
+			return answer(cmd.Context(), a, func(c *client.Client) ([]client.Enrolment, error) {
+				return c.Clients(cmd.Context())
+			}, clientTable)
 		},
+	}
+}
+
+func clientTable(t *table, clients []client.Enrolment) {
+	t.row("NAME", "ID", "SINCE", "REVOKED")
+	for _, k := range clients {
+		t.row(k.Name, k.ID, stamp(k.CreatedAt), stamp(k.RevokedAt))
 	}
 }
 
@@ -139,16 +131,9 @@ func clientRevokeCommand(a *app) *cobra.Command {
 		Example: `  dals-host client revoke ci`,
 		Args:    exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.connect(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			revoked, err := c.RevokeClient(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			return a.show(revoked, func(t *table) { t.text("client %s (%s) may send no more", revoked.Name, revoked.ID) })
+			return answer(cmd.Context(), a, func(c *client.Client) (client.Enrolment, error) {
+				return c.RevokeClient(cmd.Context(), args[0])
+			}, func(t *table, k client.Enrolment) { t.text("client %s (%s) may send no more", k.Name, k.ID) })
 		},
 	}
 }

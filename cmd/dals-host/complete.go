@@ -86,10 +86,9 @@ func (a *app) kinds(ctx context.Context, ref string) []string {
 func (a *app) ask(ctx context.Context, question func(context.Context, *client.Client)) {
 	ctx, cancel := context.WithTimeout(ctx, completionTime)
 	defer cancel()
-	c, err := a.connect(ctx)
-	if err != nil {
-		return
-	}
-	defer c.Close()
-	question(ctx, c)
+	// Nobody is at a shell's completion to be told of an error.
+	_ = a.with(ctx, func(c *client.Client) error {
+		question(ctx, c)
+		return nil
+	})
 }

@@ -26,29 +26,26 @@ the host is gone: nothing runs any more, and the data folder may be deleted.`,
 			if timeout < 0 {
 				return usagef("--timeout %s is negative", timeout)
 			}
-			stopped, err := a.down(cmd.Context(), timeout)
-			if err != nil {
-				return err
+			err := answer(cmd.Context(), a, func(c *client.Client) (ended, error) {
+				stopped, err := down(cmd.Context(), c, timeout)
+				return ended{stopped}, err
+			}, func(t *table, e ended) { t.text("host ended, %s stopped", count(e.Workers, "worker")) })
+			if said, ok := errors.AsType[*client.Error](err); ok && said.Code == client.CodeUnavailable {
+				return withHint(errors.New(said.Message), "workers of a host that was killed may still run: start it with dals-host serve, then run dals-host down")
 			}
-			document := struct {
-				Workers int `json:"workers_stopped"`
-			}{stopped}
-			return a.show(document, func(t *table) { t.text("host ended, %s stopped", count(stopped, "worker")) })
+			return err
 		},
 	}
 	cmd.Flags().DurationVar(&timeout, "timeout", 0, "time for workers to end by themselves (default the host's)")
 	return cmd
 }
 
-func (a *app) down(ctx context.Context, timeout time.Duration) (int, error) {
-	c, err := a.connect(ctx)
-	if err != nil {
-		if said, ok := errors.AsType[*client.Error](err); ok && said.Code == client.CodeUnavailable {
-			return 0, withHint(fmt.Errorf("%s", said.Message), "workers of a host that was killed may still run: start it with dals-host serve, then run dals-host down")
-		}
-		return 0, err
-	}
-	defer c.Close()
+// ended is what down prints.
+type ended struct {
+	Workers int `json:"workers_stopped"`
+}
+
+func down(ctx context.Context, c *client.Client, timeout time.Duration) (int, error) {
 	status, err := c.Status(ctx)
 	if err != nil {
 		return 0, err

@@ -53,7 +53,7 @@ again finds the worker that it made. Another request for a taken name fails.`,
 			if config != nil {
 				request.Config = config
 			}
-			return a.forge(cmd.Context(), request)
+			return a.with(cmd.Context(), func(c *client.Client) error { return a.forge(cmd.Context(), c, request) })
 		},
 	}
 	flags := cmd.Flags()
@@ -70,12 +70,7 @@ again finds the worker that it made. Another request for a taken name fails.`,
 	return cmd
 }
 
-func (a *app) forge(ctx context.Context, r client.ForgeRequest) error {
-	c, err := a.connect(ctx)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
+func (a *app) forge(ctx context.Context, c *client.Client, r client.ForgeRequest) error {
 	made, err := c.Forge(ctx, r)
 	if err != nil {
 		return err

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -37,7 +36,9 @@ func logsCommand(a *app) *cobra.Command {
 				return err
 			}
 			request.Worker, request.Since = args[0], at
-			return a.logs(cmd.Context(), request)
+			return a.with(cmd.Context(), func(c *client.Client) error {
+				return a.logs(c.Logs(cmd.Context(), request), request.Follow)
+			})
 		},
 	}
 	cmd.Flags().BoolVarP(&request.Follow, "follow", "f", false, "go on with what comes; --json gives a line for each")
@@ -60,14 +61,8 @@ func parseSince(s string, now time.Time) (time.Time, error) {
 	return at, nil
 }
 
-func (a *app) logs(ctx context.Context, r client.LogsRequest) error {
-	c, err := a.connect(ctx)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	lines := c.Logs(ctx, r)
-	if a.json && !r.Follow {
+func (a *app) logs(lines iter.Seq2[string, error], follow bool) error {
+	if a.json && !follow {
 		return a.logDocument(lines)
 	}
 	for line, err := range lines {

@@ -1,6 +1,10 @@
 package main
 
-import "github.com/spf13/cobra"
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/dals-host/dals-host/sdk/client"
+)
 
 func pluginsCommand(a *app) *cobra.Command {
 	return &cobra.Command{
@@ -12,27 +16,22 @@ says why, and what to do about it; it harms nothing meanwhile.`,
   dals-host plugins --json | jq '.[] | select(.state == "quarantined")'`,
 		Args: exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.connect(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			plugins, err := c.Plugins(cmd.Context())
-			if err != nil {
-				return err
-			}
-			return a.show(plugins, func(t *table) {
-				t.row("STATE", "TYPE", "VERSION", "DIGEST", "PATH")
-				for _, p := range plugins {
-					t.row(p.State, p.Type, p.Version, short(p.Digest), p.Path)
-				}
-				for _, p := range plugins {
-					if p.Reason != "" {
-						t.text("%s: %s", p.Path, p.Reason)
-						t.text("  fix: %s", p.Fix)
-					}
-				}
-			})
+			return answer(cmd.Context(), a, func(c *client.Client) ([]client.Plugin, error) {
+				return c.Plugins(cmd.Context())
+			}, pluginTable)
 		},
+	}
+}
+
+func pluginTable(t *table, plugins []client.Plugin) {
+	t.row("STATE", "TYPE", "VERSION", "DIGEST", "PATH")
+	for _, p := range plugins {
+		t.row(p.State, p.Type, p.Version, short(p.Digest), p.Path)
+	}
+	for _, p := range plugins {
+		if p.Reason != "" {
+			t.text("%s: %s", p.Path, p.Reason)
+			t.text("  fix: %s", p.Fix)
+		}
 	}
 }

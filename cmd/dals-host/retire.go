@@ -4,6 +4,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/dals-host/dals-host/sdk/client"
 )
 
 func retireCommand(a *app) *cobra.Command {
@@ -21,16 +23,9 @@ the record stay, and its name may be used again.`,
 			if grace < 0 {
 				return usagef("--grace %s is negative", grace)
 			}
-			c, err := a.connect(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			w, err := c.Retire(cmd.Context(), args[0], grace)
-			if err != nil {
-				return err
-			}
-			return a.show(w, func(t *table) { t.text("retired %s (%s)", w.WorkerName, w.WorkerSerial) })
+			return answer(cmd.Context(), a, func(c *client.Client) (client.Worker, error) {
+				return c.Retire(cmd.Context(), args[0], grace)
+			}, func(t *table, w client.Worker) { t.text("retired %s (%s)", w.WorkerName, w.WorkerSerial) })
 		},
 	}
 	cmd.Flags().DurationVar(&grace, "grace", 0, "time for the worker to end by itself (default the host's)")

@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/ed25519"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -13,9 +11,6 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
-
-	"github.com/dals-host/dals-host/sdk/client"
-	"github.com/dals-host/dals-host/sdk/identity"
 )
 
 // app is one run of the command: its streams and the global flags.
@@ -154,22 +149,6 @@ func (a *app) dataDir() (string, error) {
 	return filepath.Abs(dir)
 }
 
-func (a *app) socket() (string, error) {
-	if socket := firstOf(a.hostFlag, os.Getenv("DALS_HOST")); socket != "" {
-		return strings.TrimPrefix(socket, "unix:"), nil
-	}
-	dir, err := a.dataDir()
-	return filepath.Join(dir, "host.sock"), err
-}
-
-func (a *app) keyFile() (string, error) {
-	if file := firstOf(a.keyFlag, os.Getenv("DALS_KEY")); file != "" {
-		return file, nil
-	}
-	dir, err := a.dataDir()
-	return filepath.Join(dir, "keys", "operator.key"), err
-}
-
 func firstOf(values ...string) string {
 	for _, v := range values {
 		if v != "" {
@@ -177,49 +156,4 @@ func firstOf(values ...string) string {
 		}
 	}
 	return ""
-}
-
-// connect reaches the running host.
-func (a *app) connect(ctx context.Context) (*client.Client, error) { return a.dial(ctx, nil) }
-
-// connectToSign reaches the running host as the client whose key is given.
-func (a *app) connectToSign(ctx context.Context) (*client.Client, error) {
-	key, missing := a.loadKey()
-	c, err := a.dial(ctx, key)
-	if err != nil {
-		return nil, err // without a host the key is the lesser trouble
-	}
-	if missing != nil {
-		c.Close()
-		return nil, missing
-	}
-	return c, nil
-}
-
-func (a *app) dial(ctx context.Context, key ed25519.PrivateKey) (*client.Client, error) {
-	socket, err := a.socket()
-	if err != nil {
-		return nil, err
-	}
-	return client.Dial(ctx, client.Config{Host: socket, Key: key})
-}
-
-func (a *app) loadKey() (ed25519.PrivateKey, error) {
-	file, err := a.keyFile()
-	if err != nil {
-		return nil, err
-	}
-	data, err := os.ReadFile(file)
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		return nil, withHint(fmt.Errorf("read client key: %w", err),
-			"make and enrol one: dals-host client add NAME --key-out FILE, then give it with --key FILE")
-	case err != nil:
-		return nil, fmt.Errorf("read client key: %w", err)
-	}
-	key, err := identity.ParseKey(data)
-	if err != nil {
-		return nil, fmt.Errorf("read client key %s: %w", file, err)
-	}
-	return key, nil
 }

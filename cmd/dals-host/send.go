@@ -67,9 +67,13 @@ sends such a file as it is, once, within 30 seconds of its signing.`,
 				r.Input = payload
 			}
 			if signOnly != "" {
-				return a.sign(cmd.Context(), r, signOnly)
+				return a.withKey(cmd.Context(), func(c *client.Client) error {
+					return a.sign(cmd.Context(), c, r, signOnly)
+				})
 			}
-			return a.send(cmd.Context(), r)
+			return a.withKey(cmd.Context(), func(c *client.Client) error {
+				return a.showResult(c.Send(cmd.Context(), r))
+			})
 		},
 	}
 	cmd.Flags().DurationVar(&timeout, "timeout", 30*time.Second, "bound on the task, from its admission")
@@ -88,16 +92,6 @@ func (a *app) readPayload(arg string) ([]byte, error) {
 	return []byte(arg), nil
 }
 
-func (a *app) send(ctx context.Context, r client.SendRequest) error {
-	c, err := a.connectToSign(ctx)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	result, err := c.Send(ctx, r)
-	return a.showResult(result, err)
-}
-
 func (a *app) sendFile(ctx context.Context, file string, timeout time.Duration) error {
 	data, err := a.readInput(file, maxInput)
 	if err != nil {
@@ -107,13 +101,9 @@ func (a *app) sendFile(ctx context.Context, file string, timeout time.Duration) 
 	if err := proto.Unmarshal(data, env); err != nil {
 		return fmt.Errorf("read envelope %s: not an envelope: %w", file, err)
 	}
-	c, err := a.connect(ctx)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	result, err := c.SendEnvelope(ctx, env, timeout)
-	return a.showResult(result, err)
+	return a.with(ctx, func(c *client.Client) error {
+		return a.showResult(c.SendEnvelope(ctx, env, timeout))
+	})
 }
 
 // showResult prints a verified result. One of a task that failed is data too,
@@ -143,12 +133,7 @@ func (a *app) showResult(r client.Result, err error) error {
 }
 
 // sign writes the envelope as it would travel: a protobuf message.
-func (a *app) sign(ctx context.Context, r client.SendRequest, file string) error {
-	c, err := a.connectToSign(ctx)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
+func (a *app) sign(ctx context.Context, c *client.Client, r client.SendRequest, file string) error {
 	env, err := c.Sign(ctx, r)
 	if err != nil {
 		return err

@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/dals-host/dals-host/sdk/client"
 )
 
 func typesCommand(a *app) *cobra.Command {
@@ -20,32 +22,28 @@ func typesCommand(a *app) *cobra.Command {
 }
 
 func (a *app) listTypes(ctx context.Context) error {
-	c, err := a.connect(ctx)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	types, err := c.Types(ctx)
-	if err != nil {
-		return err
-	}
-	if len(types) == 0 {
-		a.message("no worker types: copy plugin binaries into the host's plugins folder")
-	}
-	return a.show(types, func(t *table) {
-		t.row("NAME", "VERSION", "DIGEST", "FAMILY", "WORKERS", "TASKS", "SUMMARY")
-		for _, k := range types {
-			var kinds []string
-			for _, task := range k.Tasks {
-				kinds = append(kinds, task.Kind)
-			}
-			workers := strconv.Itoa(k.Workers)
-			if k.Draining {
-				workers += " (draining)"
-			}
-			t.row(k.Name, k.Version, short(k.Digest), k.Family, workers, strings.Join(kinds, ","), k.Summary)
+	return answer(ctx, a, func(c *client.Client) ([]client.Type, error) {
+		types, err := c.Types(ctx)
+		if err == nil && len(types) == 0 {
+			a.message("no worker types: copy plugin binaries into the host's plugins folder")
 		}
-	})
+		return types, err
+	}, typeTable)
+}
+
+func typeTable(t *table, types []client.Type) {
+	t.row("NAME", "VERSION", "DIGEST", "FAMILY", "WORKERS", "TASKS", "SUMMARY")
+	for _, k := range types {
+		var kinds []string
+		for _, task := range k.Tasks {
+			kinds = append(kinds, task.Kind)
+		}
+		workers := strconv.Itoa(k.Workers)
+		if k.Draining {
+			workers += " (draining)"
+		}
+		t.row(k.Name, k.Version, short(k.Digest), k.Family, workers, strings.Join(kinds, ","), k.Summary)
+	}
 }
 
 // short is enough of a digest to tell it from others.

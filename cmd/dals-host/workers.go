@@ -20,16 +20,9 @@ func workersCommand(a *app) *cobra.Command {
   dals-host workers --all --json | jq -r '.[].worker_serial'`,
 		Args: exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.connect(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			workers, err := c.Workers(cmd.Context(), filter)
-			if err != nil {
-				return err
-			}
-			return a.show(workers, func(t *table) { workerTable(t, workers) })
+			return answer(cmd.Context(), a, func(c *client.Client) ([]client.Worker, error) {
+				return c.Workers(cmd.Context(), filter)
+			}, workerTable)
 		},
 	}
 	cmd.Flags().StringVar(&filter.Type, "type", "", "only workers of this type")
@@ -50,16 +43,9 @@ worker_manifest.json as they are on disk.`,
 		Args:              exactly(1),
 		ValidArgsFunction: a.completeWorker,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.connect(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			w, err := c.Worker(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			return a.show(w, func(t *table) { workerText(t, w.Worker) })
+			return answer(cmd.Context(), a, func(c *client.Client) (client.WorkerDetail, error) {
+				return c.Worker(cmd.Context(), args[0])
+			}, func(t *table, w client.WorkerDetail) { workerText(t, w.Worker) })
 		},
 	}
 }
