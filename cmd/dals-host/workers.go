@@ -1,12 +1,15 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/dals-host/dals-host/host/worker"
 	"github.com/dals-host/dals-host/sdk/client"
 )
 
@@ -20,15 +23,21 @@ func workersCommand(a *app) *cobra.Command {
   dals-host workers --all --json | jq -r '.[].worker_serial'`,
 		Args: exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if cmd.Flags().Changed("state") {
+				if _, err := worker.ParseState(filter.State); err != nil {
+					return usagef("--state: %w", err)
+				}
+			}
 			return answer(cmd.Context(), a, func(c *client.Client) ([]client.Worker, error) {
 				return c.Workers(cmd.Context(), filter)
 			}, workerTable)
 		},
 	}
 	cmd.Flags().StringVar(&filter.Type, "type", "", "only workers of this type")
-	cmd.Flags().StringVar(&filter.State, "state", "", "only workers in this state: live, restarting, failed, retiring or retired")
+	cmd.Flags().StringVar(&filter.State, "state", "", "only workers in this state: "+strings.Join(worker.StateNames(), ", "))
 	cmd.Flags().BoolVar(&filter.Retired, "all", false, "the retired ones too")
 	completeFlag(cmd, "type", a.typeNames)
+	completeFlag(cmd, "state", func(context.Context) []string { return worker.StateNames() })
 	return cmd
 }
 

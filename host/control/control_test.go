@@ -459,6 +459,10 @@ func TestOtherCalls(t *testing.T) {
 	if err != nil || len(workers.GetWorkers()) != 1 || workers.GetWorkers()[0].GetWorkerType() != "t" || workers.GetWorkers()[0].GetState() != "live" || !workers.GetWorkers()[0].GetVaultIntegrity() {
 		t.Errorf("workers %v, %v", workers, err)
 	}
+	_, err = h.ListWorkers(ctx, &hostv1.ListWorkersRequest{State: "xyz"})
+	if code, hint := told(err); code != "invalid" || !strings.Contains(hint, "live, restarting") {
+		t.Errorf("workers of state xyz: %v, hint %q", err, hint)
+	}
 	one, err := h.GetWorker(ctx, &hostv1.GetWorkerRequest{Worker: "nora"})
 	if err != nil || one.GetWorker().GetWorkerName() != "nora" || string(one.GetIdentity()) != "i" || string(one.GetManifest()) != "m" {
 		t.Errorf("worker %v, %v", one, err)
@@ -483,6 +487,16 @@ func TestOtherCalls(t *testing.T) {
 	if err != nil || down.GetWorkersStopped() != 7 {
 		t.Errorf("down %v, %v", down, err)
 	}
+}
+
+// told is the reason and the hint of an error as it travelled.
+func told(err error) (reason, hint string) {
+	for _, d := range status.Convert(err).Details() {
+		if info, ok := d.(*errdetails.ErrorInfo); ok {
+			return info.GetReason(), info.GetMetadata()["hint"]
+		}
+	}
+	return "", ""
 }
 
 // TestStopWaits: a call that runs when the host is told to end is answered.

@@ -62,7 +62,13 @@ func (s *service) Forge(ctx context.Context, r *hostv1.ForgeRequest) (*hostv1.Fo
 }
 
 func (s *service) ListWorkers(ctx context.Context, r *hostv1.ListWorkersRequest) (*hostv1.ListWorkersResponse, error) {
-	filter := WorkerFilter{Type: r.GetWorkerType(), State: worker.State(r.GetState()), Retired: r.GetIncludeRetired()}
+	filter := WorkerFilter{Type: r.GetWorkerType(), Retired: r.GetIncludeRetired()}
+	if asked := r.GetState(); asked != "" {
+		var err error
+		if filter.State, err = worker.ParseState(asked); err != nil {
+			return nil, err
+		}
+	}
 	workers, err := s.Workers.Workers(ctx, filter)
 	if err != nil {
 		return nil, err
