@@ -26,9 +26,12 @@ func ParseClientID(id string) (ed25519.PublicKey, error) {
 	return public, nil
 }
 
+// IsSerial says whether id has the form of a worker's serial.
+func IsSerial(id string) bool { return serialForm.MatchString(id) }
+
 // isParty says whether id names one worker or one client.
 func isParty(id string) bool {
-	if serialForm.MatchString(id) {
+	if IsSerial(id) {
 		return true
 	}
 	_, err := ParseClientID(id)

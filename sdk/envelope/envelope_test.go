@@ -348,6 +348,19 @@ func TestClientID(t *testing.T) {
 	}
 }
 
+func TestIsSerial(t *testing.T) {
+	for _, is := range []string{serial, "DMN-TP-0-00000000-fffff", "DMN-ZZ-999999-0123abcd-00000"} {
+		if !envelope.IsSerial(is) {
+			t.Errorf("%s is a serial", is)
+		}
+	}
+	for _, not := range []string{"", "nora", "DMN-TP-01-deadbeef-00001", "DMN-TP-1-DEADBEEF-00001", serial + "\n", " " + serial, "pool:template"} {
+		if envelope.IsSerial(not) {
+			t.Errorf("%q is no serial", not)
+		}
+	}
+}
+
 func TestFreshAt(t *testing.T) {
 	t.Parallel()
 	issued := time.UnixMilli(1_800_000_000_000)

@@ -142,7 +142,7 @@ func checkHeader(h *workerv1.Header) error {
 // checkRequest checks the fields that tell a request from a result.
 func checkRequest(h *workerv1.Header) error {
 	switch {
-	case !serialForm.MatchString(h.Recipient) && !poolForm.MatchString(h.Recipient):
+	case !IsSerial(h.Recipient) && !poolForm.MatchString(h.Recipient):
 		return malformed("recipient is not a serial or pool:<type>")
 	case h.InReplyTo != "" || h.Attempt != 0:
 		return malformed("in_reply_to or attempt is set, but no status")
@@ -155,7 +155,7 @@ func checkResult(h *workerv1.Header) error {
 	switch {
 	case workerv1.ResultStatus_name[int32(h.Status)] == "":
 		return malformed("status %d is not known", h.Status)
-	case !serialForm.MatchString(h.Sender):
+	case !IsSerial(h.Sender):
 		return malformed("the sender of a result is not a serial")
 	case !isParty(h.Recipient):
 		return malformed("the recipient of a result is not a client id or a serial")

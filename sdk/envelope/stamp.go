@@ -58,7 +58,7 @@ func checkStamp(s *workerv1.Stamp) error {
 		return errors.New("admitted_at or deadline is not a time")
 	case s.DeadlineUnixMs <= s.AdmittedAtUnixMs:
 		return errors.New("deadline is before admission")
-	case !serialForm.MatchString(s.Serial):
+	case !IsSerial(s.Serial):
 		return errors.New("serial is not a serial")
 	case s.Attempt == 0:
 		return errors.New("there is no attempt")
