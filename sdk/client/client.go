@@ -17,7 +17,7 @@
 // What a host says no to is an *Error with a stable code and, where there is
 // one, a hint; a task that ran and failed is a *TaskError beside its Result. An
 // ended context is its own error, for errors.Is. Names are looked up for every
-// call: nothing is cached.
+// call; a worker's key, which never changes, once for each serial.
 package client
 
 import (
@@ -55,6 +55,7 @@ type Client struct {
 	dialer *dialer
 	conn   *grpc.ClientConn
 	host   hostv1.HostServiceClient
+	keys   keys
 }
 
 // Dial connects to the host's control socket. That nobody listens there is an
@@ -77,7 +78,10 @@ func Dial(ctx context.Context, c Config) (*Client, error) {
 		return nil, fmt.Errorf("connect to host: %w", err)
 	}
 	conn.Connect()
-	return &Client{socket: socket, key: c.Key, dialer: dialer, conn: conn, host: hostv1.NewHostServiceClient(conn)}, nil
+	return &Client{
+		socket: socket, key: c.Key, dialer: dialer, conn: conn, host: hostv1.NewHostServiceClient(conn),
+		keys: keys{bySerial: map[string]ed25519.PublicKey{}},
+	}, nil
 }
 
 // Close ends the connection and every call on it.

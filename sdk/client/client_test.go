@@ -28,7 +28,11 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const serial = "DMN-TP-1-0000abcd-00001"
+const (
+	serial = "DMN-TP-1-0000abcd-00001"
+	// likeSerial is a name, and no serial: no number begins with a zero.
+	likeSerial = "DMN-TP-01-0000abcd-00001"
+)
 
 // fakeHost answers the control API with one worker, "nora", which echoes. It
 // really signs; tamper changes what it says before it is sent.
@@ -38,6 +42,7 @@ type fakeHost struct {
 	key    ed25519.PrivateKey // the worker's
 	tamper func(header *workerv1.Header, resp *hostv1.SendResponse)
 	asked  *workerv1.Header // of the last envelope
+	looked []string         // the workers that were asked for, in order
 	forged *hostv1.ForgeRequest
 	fail   error
 }
@@ -93,12 +98,18 @@ func (h *fakeHost) ListWorkers(context.Context, *hostv1.ListWorkersRequest) (*ho
 }
 
 func (h *fakeHost) GetWorker(_ context.Context, r *hostv1.GetWorkerRequest) (*hostv1.GetWorkerResponse, error) {
-	if r.GetWorker() != "nora" && r.GetWorker() != serial {
-		s, _ := status.New(codes.NotFound, "worker x: not found").WithDetails(
-			&errdetails.ErrorInfo{Reason: "not_found", Domain: "dals", Metadata: map[string]string{"hint": "run dals-host workers"}})
-		return nil, s.Err()
+	h.looked = append(h.looked, r.GetWorker())
+	if r.GetWorker() != "nora" && r.GetWorker() != likeSerial && r.GetWorker() != serial {
+		return nil, coded(codes.NotFound, "not_found", "run dals-host workers")
 	}
 	return &hostv1.GetWorkerResponse{Worker: h.worker(), Identity: []byte(`{"a":1}`), Manifest: []byte("no json")}, nil
+}
+
+// coded is an error as the control API gives it.
+func coded(code codes.Code, reason, hint string) error {
+	s, _ := status.New(code, "worker x: "+reason).WithDetails(
+		&errdetails.ErrorInfo{Reason: reason, Domain: "dals", Metadata: map[string]string{"hint": hint}})
+	return s.Err()
 }
 
 func (h *fakeHost) Send(ctx context.Context, r *hostv1.SendRequest) (*hostv1.SendResponse, error) {
@@ -107,6 +118,9 @@ func (h *fakeHost) Send(ctx context.Context, r *hostv1.SendRequest) (*hostv1.Sen
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
 	h.asked = header
+	if h.fail != nil {
+		return nil, h.fail
+	}
 	if header.GetKind() == "template.hang" {
 		<-ctx.Done()
 		return nil, ctx.Err()
@@ -248,7 +262,7 @@ func TestReconnect(t *testing.T) {
 func TestSend(t *testing.T) {
 	h := &fakeHost{}
 	c := start(t, h)
-	for _, to := range []string{"nora", serial, "pool:template"} {
+	for _, to := range []string{"nora", serial, likeSerial, "pool:template"} {
 		got, err := c.Send(t.Context(), client.SendRequest{Worker: to, Kind: "template.echo", Input: map[string]string{"message": "hi"}})
 		if err != nil {
 			t.Fatalf("send to %s: %v", to, err)
@@ -349,6 +363,95 @@ func TestResultIsVerified(t *testing.T) {
 	}
 }
 
+// TestAnswerCannotVouchForItself: the key that an answer names is not the one
+// that it is verified under, however the worker was asked for.
+func TestAnswerCannotVouchForItself(t *testing.T) {
+	other := newKey(t)
+	stranger := func(a *workerv1.Header, r *hostv1.SendResponse) {
+		r.Result, _ = envelope.New(other, serial, a, []byte(`{}`))
+		r.PublicKey = public(other)
+	}
+	check := func(name string, got client.Result, err error) {
+		t.Helper()
+		var e *client.Error
+		if !errors.As(err, &e) || e.Code != client.CodeBadResult || got.Status != client.StatusUnknown || got.Result != nil {
+			t.Errorf("%s: %+v, %v", name, got, err)
+		}
+	}
+	for _, to := range []string{"nora", serial, "pool:template"} {
+		request := client.SendRequest{Worker: to, Kind: "template.echo"}
+		c := start(t, &fakeHost{tamper: stranger})
+		got, err := c.Send(t.Context(), request)
+		check("send to "+to, got, err)
+		c = start(t, &fakeHost{tamper: stranger})
+		env, err := c.Sign(t.Context(), request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err = c.SendEnvelope(t.Context(), env, 0)
+		check("send envelope to "+to, got, err)
+	}
+	// The first key of a serial is its key, whatever the host says later.
+	h := &fakeHost{}
+	c := start(t, h)
+	request := client.SendRequest{Worker: "nora", Kind: "template.echo"}
+	if _, err := c.Send(t.Context(), request); err != nil {
+		t.Fatal(err)
+	}
+	h.key = other
+	got, err := c.Send(t.Context(), request)
+	check("another key than before", got, err)
+}
+
+// TestKeyIsLookedUpFirst and once: before anything is sent.
+func TestKeyIsLookedUpFirst(t *testing.T) {
+	h := &fakeHost{}
+	c := start(t, h)
+	for range 2 {
+		if _, err := c.Send(t.Context(), client.SendRequest{Worker: serial, Kind: "template.echo"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(h.looked) != 1 || h.looked[0] != serial {
+		t.Errorf("looked up %v", h.looked)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	h = &fakeHost{}
+	c = start(t, h)
+	env, err := c.Sign(t.Context(), client.SendRequest{Worker: serial, Kind: "template.echo"})
+	if err != nil || len(h.looked) != 0 {
+		t.Fatalf("signing for a serial asked for %v: %v", h.looked, err)
+	}
+	got, err := c.SendEnvelope(ended, env, 0)
+	if !errors.Is(err, context.Canceled) || got.ID != "" || got.Status != "" || h.asked != nil {
+		t.Errorf("without a key it was sent: %+v, %v", got, err)
+	}
+}
+
+// TestUnknownSerial: that a host knows no such worker is for its gate to say,
+// which writes it down. An answer from one that has no key is no result.
+func TestUnknownSerial(t *testing.T) {
+	const elsewhere = "DMN-TP-1-0000abcd-00002"
+	h := &fakeHost{fail: coded(codes.PermissionDenied, "recipient_unknown", "")}
+	c := start(t, h)
+	request := client.SendRequest{Worker: elsewhere, Kind: "template.echo"}
+	got, err := c.Send(t.Context(), request)
+	var e *client.Error
+	if !errors.As(err, &e) || e.Code != "recipient_unknown" || got.ID == "" || got.Status != "" {
+		t.Errorf("refused: %+v, %v", got, err)
+	}
+	h.fail = nil
+	h.tamper = func(a *workerv1.Header, r *hostv1.SendResponse) {
+		r.Result, _ = envelope.New(h.key, elsewhere, a, []byte(`{}`))
+		r.WorkerSerial = elsewhere
+	}
+	got, err = c.Send(t.Context(), request)
+	if !errors.As(err, &e) || e.Code != client.CodeBadResult || got.Status != client.StatusUnknown {
+		t.Errorf("answered: %+v, %v", got, err)
+	}
+}
+
 func TestTaskError(t *testing.T) {
 	h := &fakeHost{}
 	c := start(t, h)
@@ -407,7 +510,15 @@ func TestContextEnds(t *testing.T) {
 	if _, err := c.Types(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("after cancel: %v", err)
 	}
+	if _, err := c.Types(late{t.Context()}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("with a timer that is late: %v", err)
+	}
 }
+
+// late is a context whose deadline has passed, which it has not noticed yet.
+type late struct{ context.Context }
+
+func (late) Deadline() (time.Time, bool) { return time.Now().Add(-time.Millisecond), true }
 
 func TestForge(t *testing.T) {
 	h := &fakeHost{}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
@@ -68,8 +69,8 @@ func (c *Client) fault(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
 	}
-	if ctx.Err() != nil {
-		return ctx.Err()
+	if ended := endOf(ctx); ended != nil {
+		return ended
 	}
 	s := status.Convert(err)
 	for _, detail := range s.Details() {
@@ -85,6 +86,15 @@ func (c *Client) fault(ctx context.Context, err error) error {
 		return &Error{Code: CodeDeadline, Message: "the host did not answer in time", cause: err}
 	}
 	return &Error{Code: CodeInternal, Message: s.Message(), cause: err}
+}
+
+// endOf is why ctx has ended, or nil. A context's own timer may come after the
+// host's, which has the same deadline.
+func endOf(ctx context.Context) error {
+	if deadline, ok := ctx.Deadline(); ok && !time.Now().Before(deadline) && ctx.Err() == nil {
+		return context.DeadlineExceeded
+	}
+	return ctx.Err()
 }
 
 func unreachable(socket string, err error) error {

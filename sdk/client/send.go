@@ -3,11 +3,9 @@ package client
 import (
 	"context"
 	"crypto/ed25519"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"regexp"
 	"strings"
 	"time"
 
@@ -19,7 +17,8 @@ import (
 const (
 	// defaultTimeout is the host's for a task without one.
 	defaultTimeout = 30 * time.Second
-	// answerTime is what the host gets beyond a task's time to say how it ended.
+	// answerTime is what the host gets beyond a task's time to say how it ended,
+	// and to say who a worker is.
 	answerTime = 10 * time.Second
 )
 
@@ -34,8 +33,6 @@ type SendRequest struct {
 	// Timeout bounds the task, from its admission; zero means 30 s.
 	Timeout time.Duration
 }
-
-var serialForm = regexp.MustCompile(`^DMN-[A-Z]{2}-[0-9]{1,6}-[0-9a-f]{8}-[0-9a-f]{5}$`)
 
 // The ways a task ends.
 const (
@@ -67,11 +64,11 @@ type Result struct {
 // envelope was sent its ID is in every Result; StatusUnknown says that it may
 // have been admitted, and the error names it.
 func (c *Client) Send(ctx context.Context, r SendRequest) (Result, error) {
-	env, known, err := c.sign(ctx, r)
+	env, err := c.sign(ctx, r)
 	if err != nil {
 		return Result{}, fmt.Errorf("send %.63s: %w", r.Kind, err)
 	}
-	result, err := c.exchange(ctx, env, r.Timeout, known)
+	result, err := c.exchange(ctx, env, r.Timeout)
 	if err != nil {
 		return result, fmt.Errorf("send %.63s: %w", r.Kind, err)
 	}
@@ -81,7 +78,7 @@ func (c *Client) Send(ctx context.Context, r SendRequest) (Result, error) {
 // Sign makes the signed envelope of a request and sends nothing. It may be sent
 // once, within its 30 s.
 func (c *Client) Sign(ctx context.Context, r SendRequest) (*workerv1.Envelope, error) {
-	env, _, err := c.sign(ctx, r)
+	env, err := c.sign(ctx, r)
 	if err != nil {
 		return nil, fmt.Errorf("sign %.63s: %w", r.Kind, err)
 	}
@@ -91,65 +88,58 @@ func (c *Client) Sign(ctx context.Context, r SendRequest) (*workerv1.Envelope, e
 // SendEnvelope sends an envelope as it is and waits, as Send does, for the
 // result: it needs no key, since the envelope is signed already.
 func (c *Client) SendEnvelope(ctx context.Context, env *workerv1.Envelope, timeout time.Duration) (Result, error) {
-	result, err := c.exchange(ctx, env, timeout, nil)
+	result, err := c.exchange(ctx, env, timeout)
 	if err != nil {
 		return result, fmt.Errorf("send envelope: %w", err)
 	}
 	return result, nil
 }
 
-// sign also returns the worker's key where the name had to be looked up.
-func (c *Client) sign(ctx context.Context, r SendRequest) (*workerv1.Envelope, ed25519.PublicKey, error) {
+func (c *Client) sign(ctx context.Context, r SendRequest) (*workerv1.Envelope, error) {
 	if len(c.key) != ed25519.PrivateKeySize {
-		return nil, nil, &Error{Code: CodeInvalid, Message: "there is no key to sign with", Hint: "run dals-host client add"}
+		return nil, &Error{Code: CodeInvalid, Message: "there is no key to sign with", Hint: "run dals-host client add"}
 	}
 	payload, err := encode(r.Input)
 	if err != nil {
-		return nil, nil, fmt.Errorf("encode input: %w", err)
+		return nil, fmt.Errorf("encode input: %w", err)
 	}
 	if payload == nil {
 		payload = []byte("{}")
 	}
-	recipient, known, err := c.resolve(ctx, r.Worker)
+	recipient, err := c.resolve(ctx, r.Worker)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	id := envelope.ClientID(c.key.Public().(ed25519.PublicKey))
 	env, err := envelope.New(c.key, id, &workerv1.Header{Recipient: recipient, Kind: r.Kind}, payload)
 	if err != nil {
-		return nil, nil, signFault(err)
+		return nil, signFault(err)
 	}
-	return env, known, nil
+	return env, nil
 }
 
-// resolve finds the recipient and key that a name stands for. Serials and pools
-// are recipients already: they are signed without asking the host.
-func (c *Client) resolve(ctx context.Context, ref string) (string, ed25519.PublicKey, error) {
-	if strings.HasPrefix(ref, envelope.PoolPrefix) || serialForm.MatchString(ref) {
-		return ref, nil, nil
+// resolve finds the recipient that a name stands for. Serials and pools are
+// recipients already: they are signed without asking the host.
+func (c *Client) resolve(ctx context.Context, ref string) (string, error) {
+	if strings.HasPrefix(ref, envelope.PoolPrefix) || envelope.IsSerial(ref) {
+		return ref, nil
 	}
-	resp, err := c.host.GetWorker(ctx, &hostv1.GetWorkerRequest{Worker: ref})
-	if err != nil {
-		return "", nil, fmt.Errorf("find worker: %w", c.fault(ctx, err))
-	}
-	key, err := base64.StdEncoding.DecodeString(resp.GetWorker().GetPublicKey())
-	if err != nil {
-		return "", nil, fmt.Errorf("find worker: read its public key: %w", err)
-	}
-	return resp.GetWorker().GetWorkerSerial(), key, nil
+	return c.find(ctx, ref)
 }
 
-// exchange sends env and verifies what comes back; known is the worker's key
-// where it is known already.
-func (c *Client) exchange(ctx context.Context, env *workerv1.Envelope, timeout time.Duration, known ed25519.PublicKey) (Result, error) {
+// exchange sends env and verifies what comes back.
+func (c *Client) exchange(ctx context.Context, env *workerv1.Envelope, timeout time.Duration) (Result, error) {
 	wait := timeout
 	if wait <= 0 {
 		wait = defaultTimeout
 	}
+	request, malformed := envelope.Parse(env)
+	if err := c.prepare(ctx, request.GetRecipient()); err != nil {
+		return Result{}, err
+	}
 	// A host that hangs must not hang its callers.
 	bounded, cancel := context.WithTimeout(ctx, wait+answerTime)
 	defer cancel()
-	request, malformed := envelope.Parse(env)
 	resp, err := c.host.Send(bounded, &hostv1.SendRequest{Envelope: env, TimeoutMs: milliseconds(timeout)})
 	if err != nil {
 		return unanswered(request.GetId(), c.fault(ctx, err))
@@ -157,11 +147,29 @@ func (c *Client) exchange(ctx context.Context, env *workerv1.Envelope, timeout t
 	if malformed != nil {
 		return Result{}, signFault(malformed)
 	}
-	result, err := read(request, resp, known)
+	key, err := c.keyOf(ctx, resp.GetWorkerSerial())
+	if err != nil {
+		return unanswered(request.GetId(), badResult(err))
+	}
+	result, err := read(request, resp, key)
 	if result.Status == "" {
 		return unanswered(request.GetId(), err)
 	}
 	return result, err
+}
+
+// prepare learns the recipient's key before anything is sent to it. A pool's
+// worker is not known yet; that there is no such worker is for the gate to say,
+// which writes it down.
+func (c *Client) prepare(ctx context.Context, recipient string) error {
+	if !envelope.IsSerial(recipient) {
+		return nil
+	}
+	_, err := c.keyOf(ctx, recipient)
+	if said, ok := errors.AsType[*Error](err); ok && said.Code == CodeNotFound {
+		return nil
+	}
+	return err
 }
 
 // unanswered is what is known of an envelope that was sent and got no result. A

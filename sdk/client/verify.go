@@ -13,24 +13,20 @@ import (
 	workerv1 "github.com/dals-host/dals-host/sdk/proto/worker/v1"
 )
 
-// read verifies the answer to a request and reads it. known is the worker's key
-// as it was looked up before, or nil.
-func read(request *workerv1.Header, resp *hostv1.SendResponse, known ed25519.PublicKey) (Result, error) {
-	header, err := verify(request, resp, known)
+// read verifies the answer to a request under the worker's key, and reads it.
+func read(request *workerv1.Header, resp *hostv1.SendResponse, key ed25519.PublicKey) (Result, error) {
+	header, err := verify(request, resp, key)
 	if err == nil && header.GetStatus() == workerv1.ResultStatus_RESULT_STATUS_OK && !json.Valid(resp.GetResult().GetPayload()) {
 		err = errors.New("its payload is not JSON")
 	}
 	if err != nil {
-		return Result{}, &Error{
-			Code: CodeBadResult, Message: "result does not verify: " + err.Error(),
-			Hint: "do not use it; run dals-host vault verify on the host", cause: err,
-		}
+		return Result{}, badResult(err)
 	}
 	result := Result{
 		ID: request.GetId(), WorkerSerial: resp.GetWorkerSerial(), Kind: request.GetKind(),
 		Result:     document(resp.GetResult().GetPayload()),
 		DurationMS: int64(resp.GetDurationMs()),
-		SignedBy:   base64.StdEncoding.EncodeToString(resp.GetPublicKey()),
+		SignedBy:   base64.StdEncoding.EncodeToString(key),
 		LogIndex:   resp.GetResultIndex(),
 	}
 	switch header.GetStatus() {
@@ -45,12 +41,19 @@ func read(request *workerv1.Header, resp *hostv1.SendResponse, known ed25519.Pub
 	return result, taskError(result)
 }
 
-// verify says whether the worker that was asked signed this answer to this
-// request for us.
-func verify(request *workerv1.Header, resp *hostv1.SendResponse, known ed25519.PublicKey) (*workerv1.Header, error) {
-	key := ed25519.PublicKey(resp.GetPublicKey())
-	if known != nil && !known.Equal(key) {
-		return nil, fmt.Errorf("it is signed under another key than the worker's")
+func badResult(why error) *Error {
+	return &Error{
+		Code: CodeBadResult, Message: "result does not verify: " + why.Error(),
+		Hint: "do not use it; run dals-host vault verify on the host", cause: why,
+	}
+}
+
+// verify says whether the worker that was asked, which has this key, signed this
+// answer to this request for us. The key that the answer itself names proves
+// nothing; that it is another shows that something is wrong.
+func verify(request *workerv1.Header, resp *hostv1.SendResponse, key ed25519.PublicKey) (*workerv1.Header, error) {
+	if !key.Equal(ed25519.PublicKey(resp.GetPublicKey())) {
+		return nil, errors.New("it names another key than the worker's")
 	}
 	result := resp.GetResult()
 	header, err := envelope.Parse(result)
