@@ -118,8 +118,8 @@ func (b backend) Send(ctx context.Context, r control.SendRequest) (control.SendR
 }
 
 func (b backend) AddClient(ctx context.Context, name string, publicKey []byte) (control.Client, error) {
-	if err := worker.CheckName(name); err != nil {
-		return control.Client{}, fmt.Errorf("client name: %w", err)
+	if err := worker.CheckClientName(name); err != nil {
+		return control.Client{}, err
 	}
 	if len(publicKey) != ed25519.PublicKeySize {
 		return control.Client{}, fmt.Errorf("public key of %d bytes, want %d: %w", len(publicKey), ed25519.PublicKeySize, worker.ErrInvalid)

@@ -36,9 +36,14 @@ var (
 )
 
 // CheckName says whether name can name a worker.
-func CheckName(name string) error {
+func CheckName(name string) error { return checkName("worker", name) }
+
+// CheckClientName says whether name can name a client.
+func CheckClientName(name string) error { return checkName("client", name) }
+
+func checkName(of, name string) error {
 	if !nameForm.MatchString(name) {
-		return Hint(fmt.Errorf("worker name %s: %w", quote(name), ErrInvalid),
+		return Hint(fmt.Errorf("%s name %s: %w", of, quote(name), ErrInvalid),
 			"use 1 to 63 letters, digits, '.', '_' or '-', starting with a letter or digit")
 	}
 	return nil

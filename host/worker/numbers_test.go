@@ -33,6 +33,10 @@ func TestNames(t *testing.T) {
 		if err != nil && len(err.Error()) > 120 {
 			t.Errorf("CheckName(%q) floods its message: %d bytes", bad, len(err.Error()))
 		}
+		of := CheckClientName(bad)
+		if !errors.Is(of, ErrInvalid) || !strings.HasPrefix(of.Error(), "client name ") || HintOf(of) == "" {
+			t.Errorf("CheckClientName(%q): %v", bad, of)
+		}
 	}
 }
 
