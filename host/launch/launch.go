@@ -101,6 +101,9 @@ type Launcher interface {
 	// Prepare makes image ready to run and returns the digest of the container
 	// image made from it, or "" where there is none. It is idempotent.
 	Prepare(ctx context.Context, image Image) (imageDigest string, err error)
+	// ImageDigest is the digest that Prepare would return, found out without
+	// making anything.
+	ImageDigest(ctx context.Context, image Image) (string, error)
 	// Create makes the worker known without running it. A worker that is known
 	// already is a worker.ErrConflict: also where a host that died while it created
 	// the same worker had it created after all, a moment after this one looked.

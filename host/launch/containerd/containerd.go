@@ -75,20 +75,21 @@ type Config struct {
 
 // Launcher runs workers as containers. It is a launch.Launcher.
 type Launcher struct {
-	cfg     Config
-	log     hclog.Logger
-	tools   tools
-	private *private
-	client  *client.Client
-	cgroups cgroups
-	turns   turn.Keys[worker.Serial]
-	images  turn.Keys[string]
-	ready   sync.Map        // digests of binaries that were prepared → of their images
-	fresh   sync.Map        // serials of containers that we made and nobody has started → containers.Container
-	started sync.Map        // serials of the runs that we have started and not settled
-	life    context.Context // ends with Close
-	end     context.CancelFunc
-	closing sync.Once
+	cfg      Config
+	log      hclog.Logger
+	tools    tools
+	private  *private
+	client   *client.Client
+	cgroups  cgroups
+	turns    turn.Keys[worker.Serial]
+	images   turn.Keys[string]
+	ready    sync.Map        // digests of binaries that were prepared → of their images
+	foreseen sync.Map        // digests of binaries → of the images that Prepare would make
+	fresh    sync.Map        // serials of containers that we made and nobody has started → containers.Container
+	started  sync.Map        // serials of the runs that we have started and not settled
+	life     context.Context // ends with Close
+	end      context.CancelFunc
+	closing  sync.Once
 }
 
 var _ launch.Launcher = (*Launcher)(nil)

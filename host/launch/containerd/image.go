@@ -147,15 +147,33 @@ func encode(mediaType string, v any) ([]byte, ocispec.Descriptor, error) {
 // workers run from. A binary whose bytes do not match image.Digest is
 // worker.ErrCorrupt.
 func (l *Launcher) Prepare(ctx context.Context, image launch.Image) (string, error) {
+	digest, err := l.takeImage(ctx, image, l.prepare)
+	if err != nil {
+		return "", fmt.Errorf("prepare image: %w", err)
+	}
+	return digest, nil
+}
+
+// ImageDigest is what Prepare returns for the image; it writes nothing.
+func (l *Launcher) ImageDigest(ctx context.Context, image launch.Image) (string, error) {
+	digest, err := l.takeImage(ctx, image, l.foresee)
+	if err != nil {
+		return "", fmt.Errorf("foresee image: %w", err)
+	}
+	return digest, nil
+}
+
+// takeImage is the digest of an image that is there, or else what fresh says.
+func (l *Launcher) takeImage(ctx context.Context, image launch.Image, fresh func(context.Context, launch.Image) (string, error)) (string, error) {
 	if l.life.Err() != nil {
-		return "", fmt.Errorf("prepare image: %w", errClosed)
+		return "", errClosed
 	}
 	if err := image.Check(); err != nil {
-		return "", fmt.Errorf("prepare image: %w", err)
+		return "", err
 	}
 	done, err := l.images.Take(ctx, image.Digest)
 	if err != nil {
-		return "", fmt.Errorf("prepare image: %w", err)
+		return "", err
 	}
 	defer done()
 	if prepared, ok := l.ready.Load(image.Digest); ok && rootfsReady(l.rootfs(image.Digest)) {
@@ -169,22 +187,28 @@ func (l *Launcher) Prepare(ctx context.Context, image launch.Image) (string, err
 	if err != nil && !errdefs.IsNotFound(err) {
 		return "", fmt.Errorf("look up image: %w", family(err))
 	}
-	return l.prepare(ctx, image)
+	return fresh(ctx, image)
 }
 
-func (l *Launcher) prepare(ctx context.Context, image launch.Image) (string, error) {
-	binary, err := os.Open(image.Path)
-	if err != nil {
-		return "", fmt.Errorf("open binary: %w", err)
+// foresee works an image's digest out from the binary, once.
+func (l *Launcher) foresee(_ context.Context, image launch.Image) (string, error) {
+	if foreseen, ok := l.foreseen.Load(image.Digest); ok {
+		return foreseen.(string), nil
 	}
-	defer binary.Close()
-	blobs, err := makeImage(binary)
+	binary, blobs, err := openImage(image)
 	if err != nil {
 		return "", err
 	}
-	if blobs.binary != image.Digest {
-		return "", fmt.Errorf("binary %s has digest %s, want %s: %w", image.Path, blobs.binary, image.Digest, worker.ErrCorrupt)
+	l.foreseen.Store(image.Digest, blobs.manifest.Digest.String())
+	return blobs.manifest.Digest.String(), binary.Close()
+}
+
+func (l *Launcher) prepare(ctx context.Context, image launch.Image) (string, error) {
+	binary, blobs, err := openImage(image)
+	if err != nil {
+		return "", err
 	}
+	defer binary.Close()
 	if err := l.writeImage(ctx, image, blobs, binary); err != nil {
 		return "", fmt.Errorf("write image: %w", family(err))
 	}
@@ -192,6 +216,22 @@ func (l *Launcher) prepare(ctx context.Context, image launch.Image) (string, err
 		return "", err
 	}
 	return blobs.manifest.Digest.String(), nil
+}
+
+// openImage opens the image's binary and puts the image together.
+func openImage(image launch.Image) (*os.File, imageBlobs, error) {
+	binary, err := os.Open(image.Path)
+	if err != nil {
+		return nil, imageBlobs{}, fmt.Errorf("open binary: %w", err)
+	}
+	blobs, err := makeImage(binary)
+	if err == nil && blobs.binary != image.Digest {
+		err = fmt.Errorf("binary %s has digest %s, want %s: %w", image.Path, blobs.binary, image.Digest, worker.ErrCorrupt)
+	}
+	if err != nil {
+		return nil, imageBlobs{}, errors.Join(err, binary.Close())
+	}
+	return binary, blobs, nil
 }
 
 // writeImage stores the blobs, each held by the one that names it and all by

@@ -13,6 +13,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/dals-host/dals-host/host/launch/launchtest"
@@ -143,6 +144,42 @@ func TestPrepare(t *testing.T) {
 	}
 }
 
+// TestImageIsForeseen: the digest of an image is known before the image is made,
+// and asking for it makes nothing.
+func TestImageIsForeseen(t *testing.T) {
+	t.Parallel()
+	b := launchtest.NewBench(t, open)
+	l := launcher(b)
+	binary := []byte("another worker")
+	image := b.Image
+	image.Digest = digest.FromBytes(binary).Encoded()
+	image.Path = filepath.Join(t.TempDir(), image.Digest)
+	if err := os.WriteFile(image.Path, binary, 0o555); err != nil {
+		t.Fatal(err)
+	}
+	want, err := ImageDigest(image.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second is remembered
+		if got, err := l.ImageDigest(b.Context(), image); err != nil || got != want {
+			t.Errorf("foreseen %s, want %s (%v)", got, want, err)
+		}
+	}
+	if _, err := l.client.ImageService().Get(b.Context(), imageName(image)); !errdefs.IsNotFound(err) {
+		t.Errorf("there is an image: %v", err)
+	}
+	if rootfsReady(l.rootfs(image.Digest)) {
+		t.Error("there is a root folder")
+	}
+	if got, err := l.Prepare(b.Context(), image); err != nil || got != want {
+		t.Errorf("prepared %s, foreseen %s (%v)", got, want, err)
+	}
+	if got, err := l.ImageDigest(b.Context(), image); err != nil || got != want {
+		t.Errorf("%s once it is prepared, want %s (%v)", got, want, err)
+	}
+}
+
 func TestPrepareRefusesOtherBytes(t *testing.T) {
 	t.Parallel()
 	b := launchtest.NewBench(t, open)
@@ -150,6 +187,9 @@ func TestPrepareRefusesOtherBytes(t *testing.T) {
 	image.Digest = digest.FromString("other").Encoded()
 	if _, err := b.Launcher.Prepare(b.Context(), image); !errors.Is(err, worker.ErrCorrupt) {
 		t.Errorf("prepared: %v", err)
+	}
+	if _, err := b.Launcher.ImageDigest(b.Context(), image); !errors.Is(err, worker.ErrCorrupt) {
+		t.Errorf("foreseen: %v", err)
 	}
 	spec := b.Spec()
 	spec.Image = image

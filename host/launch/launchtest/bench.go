@@ -76,8 +76,13 @@ func (b *Bench) Reopen() {
 	b.t.Helper()
 	l, err := b.open(b.Config)
 	b.must(err)
-	_, err = l.Prepare(b.Context(), b.Image)
+	foreseen, err := l.ImageDigest(b.Context(), b.Image)
 	b.must(err)
+	made, err := l.Prepare(b.Context(), b.Image)
+	b.must(err)
+	if made != foreseen {
+		b.t.Fatalf("the image %q was foreseen as %q", made, foreseen)
+	}
 	b.Launcher = l
 }
 

@@ -119,6 +119,11 @@ func (l *Launcher) Prepare(_ context.Context, image launch.Image) (string, error
 	return "", f.Close()
 }
 
+// ImageDigest is empty: there is no container image.
+func (l *Launcher) ImageDigest(ctx context.Context, image launch.Image) (string, error) {
+	return l.Prepare(ctx, image) // which makes nothing
+}
+
 // List tells of all created workers.
 func (l *Launcher) List(context.Context) ([]launch.Status, error) {
 	l.mu.Lock()
