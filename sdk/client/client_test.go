@@ -462,7 +462,9 @@ func TestTaskError(t *testing.T) {
 	}{
 		{workerv1.ResultStatus_RESULT_STATUS_FAILED, `{"code":"failed","error":"no paper"}`, "failed", "failed", "no paper"},
 		{workerv1.ResultStatus_RESULT_STATUS_REFUSED, `{"code":"busy","error":"64 at once"}`, "refused", "busy", "64 at once"},
+		{workerv1.ResultStatus_RESULT_STATUS_FAILED, `{"code":"out_of_hay","error":"none"}`, "failed", "out_of_hay", "none"},
 		{workerv1.ResultStatus_RESULT_STATUS_FAILED, `not json`, "failed", "failed", "the worker gave no reason"},
+		{workerv1.ResultStatus_RESULT_STATUS_REFUSED, `{}`, "refused", "refused", "the worker gave no reason"},
 	} {
 		h.tamper = func(a *workerv1.Header, r *hostv1.SendResponse) {
 			a.Status, r.Result.Payload = test.status, []byte(test.payload)
@@ -474,6 +476,22 @@ func TestTaskError(t *testing.T) {
 		}
 		if !json.Valid([]byte(mustJSON(t, got))) {
 			t.Errorf("%s breaks the document", test.payload)
+		}
+	}
+}
+
+// TestUncertain: which errors leave it open whether the envelope was admitted.
+func TestUncertain(t *testing.T) {
+	for code, want := range map[string]string{
+		client.CodeUnavailable: client.StatusUnknown, client.CodeDeadline: client.StatusUnknown, client.CodeInternal: client.StatusUnknown,
+		client.CodeCanceled: client.StatusUnknown, client.CodeCorrupt: client.StatusUnknown, // of the outcome, it may be
+		client.CodeInvalid: "", client.CodeReplayed: "", client.CodeOverloaded: "", client.CodeWorkerUnavailable: "",
+	} {
+		c := start(t, &fakeHost{fail: coded(codes.Unknown, code, "")})
+		got, err := c.Send(t.Context(), client.SendRequest{Worker: serial, Kind: "template.echo"})
+		var e *client.Error
+		if !errors.As(err, &e) || e.Code != code || got.Status != want || got.ID == "" {
+			t.Errorf("%s: %+v, %v", code, got, err)
 		}
 	}
 }

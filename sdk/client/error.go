@@ -14,23 +14,9 @@ import (
 	"github.com/dals-host/dals-host/sdk/envelope"
 )
 
-// Codes of an Error that do not come from a refusal of the gate.
-const (
-	CodeInvalid     = "invalid"
-	CodeNotFound    = "not_found"
-	CodeConflict    = "conflict"
-	CodeUnavailable = "unavailable"
-	CodeDeadline    = "deadline"
-	CodeInternal    = "internal"
-	CodeCanceled    = "canceled"
-	// CodeBadResult says that a result could not be verified: do not use it.
-	CodeBadResult = "bad_result"
-)
-
 // Error is a no: of the host, of its gate, or of this package.
 type Error struct {
-	// Code is stable: one of the constants here, or of a refusal as listed in
-	// docs/SECURITY.md ("replayed", "bad_proof", …).
+	// Code is one of the constants, or one that a newer host has besides.
 	Code    string
 	Message string
 	// Hint says what to do about it; it may be empty.
@@ -48,16 +34,23 @@ func (e *Error) Unwrap() error { return e.cause }
 // uncertain says that the error leaves open what became of an envelope.
 func (e *Error) uncertain() bool {
 	switch e.Code {
-	case CodeUnavailable, CodeDeadline, CodeInternal, CodeCanceled, CodeBadResult:
+	case CodeUnavailable, CodeDeadline, CodeCorrupt, CodeInternal, CodeCanceled, CodeBadResult:
 		return true
 	}
 	return false
 }
 
-// TaskError is a task that its worker says it could not do.
+// TaskError is the worker's own, signed word that a task has no output. Send and
+// SendEnvelope give it beside the verified Result, whose Status says which of two
+// it is: StatusRefused, where the worker did not run the task, or StatusFailed,
+// where the task ended without an output. What the host refuses, or loses, is an
+// *Error.
 type TaskError struct {
-	// Code is "failed" unless the worker says more: "panicked", or a refusal.
-	Code    string
+	// Code is of a failure the one that the task's author gave (sdk.Errorf), else
+	// CodeFailed, CodePanicked and so on; of a refusal one of the refusals' codes,
+	// CodeBusy say. It is the Status where the worker gave none.
+	Code string
+	// Message is the worker's text as it is: mind control characters.
 	Message string
 }
 
