@@ -28,8 +28,10 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 
 	hostv1 "github.com/dals-host/dals-host/sdk/proto/host/v1"
@@ -71,6 +73,7 @@ func Dial(ctx context.Context, c Config) (*Client, error) {
 	conn, err := grpc.NewClient("passthrough:///dals-host",
 		grpc.WithContextDialer(dialer.dial),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithConnectParams(reconnect()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
 	)
 	if err != nil {
@@ -86,6 +89,15 @@ func Dial(ctx context.Context, c Config) (*Client, error) {
 
 // Close ends the connection and every call on it.
 func (c *Client) Close() error { return errors.Join(c.conn.Close(), c.dialer.close()) }
+
+// reconnect is for a socket of this machine: a host that is back is not kept
+// waiting.
+func reconnect() grpc.ConnectParams {
+	return grpc.ConnectParams{
+		Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
+		MinConnectTimeout: 5 * time.Second,
+	}
+}
 
 // dialer hands out the connection that Dial has tried, and later new ones.
 type dialer struct {
