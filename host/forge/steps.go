@@ -7,14 +7,11 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io/fs"
 	"time"
 
 	"github.com/dals-host/dals-host/host/keyring"
-	"github.com/dals-host/dals-host/host/launch"
 	"github.com/dals-host/dals-host/host/record"
 	"github.com/dals-host/dals-host/host/registry"
-	"github.com/dals-host/dals-host/host/stage"
 	"github.com/dals-host/dals-host/host/worker"
 	"github.com/dals-host/dals-host/sdk/identity"
 	"github.com/dals-host/dals-host/sdk/manifest"
@@ -86,33 +83,7 @@ func (f *Forge) openStage(_ context.Context, j *job) error {
 		return err
 	}
 	j.folder = folder
-	folders := []struct {
-		name   string
-		access stage.Access
-	}{
-		{".", hostOwned(j.worker, 0o750)},
-		{"certs", hostOwned(j.worker, 0o750)},
-		{"vault", hostOwned(j.worker, 0o750)},
-		{launch.StateDir, workerOwned(j.worker, 0o700)},
-		{launch.RunDir, workerOwned(j.worker, 0o700)},
-		{launch.LogsDir, stage.Access{Mode: 0o700}},
-	}
-	for _, folder := range folders {
-		if err := j.folder.Mkdir(folder.name, folder.access); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// hostOwned is for what only the host may write and the worker's group, which
-// is its own, may read.
-func hostOwned(w worker.Worker, mode fs.FileMode) stage.Access {
-	return stage.Access{Mode: mode, GID: w.UID}
-}
-
-func workerOwned(w worker.Worker, mode fs.FileMode) stage.Access {
-	return stage.Access{Mode: mode, UID: w.UID, GID: w.UID}
+	return j.lay(folders(j.worker))
 }
 
 func (f *Forge) dropStage(_ context.Context, j *job) error {
@@ -135,18 +106,7 @@ func (f *Forge) generateKeys(_ context.Context, j *job) error {
 		return err
 	}
 	j.worker.PublicKey, j.worker.Glyph = key.Public(), identity.Glyph(key.Public())
-	if err := j.folder.WriteFile("certs/worker.key", keyPEM, workerOwned(j.worker, 0o600)); err != nil {
-		return err
-	}
-	if err := f.write(j, "certs/worker.pem", certPEM); err != nil {
-		return err
-	}
-	return f.write(j, "certs/ca.pem", f.Authority.CertPEM())
-}
-
-// write puts a file into the stage that the worker reads and nobody changes.
-func (f *Forge) write(j *job, name string, data []byte) error {
-	return j.folder.WriteFile(name, data, hostOwned(j.worker, 0o440))
+	return j.lay(f.keyFiles(j.worker, keyPEM, certPEM))
 }
 
 // inject writes what the worker is told: who it is, how it is configured, and
@@ -169,21 +129,7 @@ func (f *Forge) inject(_ context.Context, j *job) error {
 	if err != nil {
 		return err
 	}
-	files := []struct {
-		name string
-		data []byte
-	}{
-		{identity.File, identityJSON},
-		{"config.json", w.Config},
-		{"vault/accountability.json", accountability},
-		{"vault/reflection.json", reflection},
-	}
-	for _, file := range files {
-		if err := f.write(j, file.name, file.data); err != nil {
-			return err
-		}
-	}
-	return nil
+	return j.lay(injected(w, identityJSON, accountability, reflection))
 }
 
 // prepareImage comes before the manifest, which names the image's digest.
@@ -199,23 +145,25 @@ func (f *Forge) writeManifest(_ context.Context, j *job) error {
 	if err != nil {
 		return err
 	}
-	m := &manifest.Manifest{
-		Format: manifest.Format, ForgeVersion: worker.ForgeVersion,
-		WorkerName: w.Name, WorkerType: w.Type, TypeVersion: w.TypeVersion, WorkerSerial: string(w.Serial),
-		ModelNumber: string(w.Model), LedgerCode: string(w.LedgerCode), ClassCode: string(w.ClassCode), Port: w.Port,
-		PluginDigest: w.PluginDigest, Modules: modulesOf(j.typ.Image.Path), ImageDigest: w.ImageDigest,
-		PublicKey: w.PublicKey, Glyph: w.Glyph, HostID: f.Keys.HostID(), CreatedAt: w.CreatedAt, Files: files,
-	}
+	m := f.manifestOf(w, j.typ, files)
 	encoded, err := m.Encode()
 	if err != nil {
 		return err
 	}
 	sum := sha256.Sum256(encoded)
 	j.worker.ManifestSHA256 = hex.EncodeToString(sum[:])
-	if err := f.write(j, manifest.File, encoded); err != nil {
-		return err
+	return j.lay(seals(w, encoded, manifest.Sign(f.Keys.Manifest().Private(), encoded)))
+}
+
+// manifestOf is what the manifest says of a worker with these files.
+func (f *Forge) manifestOf(w worker.Worker, t Type, files []manifest.Entry) *manifest.Manifest {
+	return &manifest.Manifest{
+		Format: manifest.Format, ForgeVersion: worker.ForgeVersion,
+		WorkerName: w.Name, WorkerType: w.Type, TypeVersion: w.TypeVersion, WorkerSerial: string(w.Serial),
+		ModelNumber: string(w.Model), LedgerCode: string(w.LedgerCode), ClassCode: string(w.ClassCode), Port: w.Port,
+		PluginDigest: w.PluginDigest, Modules: modulesOf(t.Image.Path), ImageDigest: w.ImageDigest,
+		PublicKey: w.PublicKey, Glyph: w.Glyph, HostID: f.Keys.HostID(), CreatedAt: w.CreatedAt, Files: files,
 	}
-	return f.write(j, manifest.SignatureFile, manifest.Sign(f.Keys.Manifest().Private(), encoded))
 }
 
 // modulesOf lists the modules that a plugin says it was built from. A plugin
