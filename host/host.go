@@ -43,6 +43,8 @@ type Config struct {
 	Launcher   string   // auto, containerd or process
 	Containerd string   // "" or "private": the containerd that the host runs itself
 	HTTP       string   // address for /healthz; empty for none
+	PortLow    int      // the workers' ports, from this one
+	PortHigh   int      // to this; both 0 for the default range
 	Version    string   // of this binary
 	Logger     hclog.Logger
 }
@@ -115,7 +117,7 @@ func (h *Host) Run(ctx context.Context) (err error) {
 	beneath, stopBeneath := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopBeneath()
 	g, running := errgroup.WithContext(beneath)
-	for _, run := range []func(context.Context) error{h.record.Run, h.catalog.Run, h.gate.Run, h.forge.Run, h.patrol, h.keepMirrors, h.serveHTTP} {
+	for _, run := range []func(context.Context) error{h.record.Run, h.catalog.Run, h.gate.Run, h.forge.Run, h.patrol, h.keepMirrors, h.serveHTTP, h.ports.run} {
 		g.Go(func() error { return run(running) })
 	}
 	g.Go(func() error {

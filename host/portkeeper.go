@@ -3,7 +3,10 @@ package host
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 
@@ -12,8 +15,11 @@ import (
 	"github.com/dals-host/dals-host/host/worker"
 )
 
-// portKeeper holds the listeners of the workers' ports and remembers those that
-// a restart could not get back.
+// rebindEvery spaces the attempts to get a worker's port back.
+const rebindEvery = 2 * time.Second
+
+// portKeeper holds the listeners of the workers' ports, and takes those back
+// that a start could not have because somebody else had them.
 type portKeeper struct {
 	pool     *ports.Pool
 	registry *registry.Registry
@@ -22,17 +28,23 @@ type portKeeper struct {
 
 	mu   sync.Mutex
 	held map[worker.Serial]*ports.Listener
-	lost map[worker.Serial]error
+	lost map[worker.Serial]lostPort
+}
+
+// lostPort is a worker's port that somebody else has.
+type lostPort struct {
+	port int
+	err  error
 }
 
 func (h *Host) openPorts(context.Context) error {
-	pool, err := ports.New(ports.Config{Logger: h.Logger.Named("ports")})
+	pool, err := ports.New(ports.Config{Low: h.PortLow, High: h.PortHigh, Logger: h.Logger.Named("ports")})
 	if err != nil {
 		return err
 	}
 	h.ports = &portKeeper{
 		pool: pool, registry: h.registry, health: h.portHealth, logger: h.Logger.Named("ports"),
-		held: map[worker.Serial]*ports.Listener{}, lost: map[worker.Serial]error{},
+		held: map[worker.Serial]*ports.Listener{}, lost: map[worker.Serial]lostPort{},
 	}
 	h.onClose(h.ports.close)
 	return nil
@@ -76,17 +88,72 @@ func (k *portKeeper) Release(serial worker.Serial) {
 }
 
 // rebind takes the port of a worker that an earlier host had bound. When
-// somebody else has it now, only the worker's HTTP is degraded.
+// somebody else has it now, only the worker's HTTP is degraded, until Run gets
+// it back.
 func (k *portKeeper) rebind(ctx context.Context, w worker.Worker) {
 	l, err := k.pool.Rebind(ctx, w.Port)
-	if err != nil {
-		k.logger.Warn("port of a worker not bound: its health is not served there", "serial", w.Serial, "port", w.Port, "error", err)
-		k.mu.Lock()
-		defer k.mu.Unlock()
-		k.lost[w.Serial] = err
+	if err == nil {
+		k.Assign(w.Serial, l)
 		return
 	}
-	k.Assign(w.Serial, l)
+	k.logger.Warn("port of a worker not bound: its health is not served there until it is free", "serial", w.Serial, "port", w.Port, "error", err)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.lost[w.Serial] = lostPort{w.Port, err}
+}
+
+// run takes back, until ctx ends, the ports that are lost and have become free.
+func (k *portKeeper) run(ctx context.Context) error {
+	ticker := time.NewTicker(rebindEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+			k.regain(ctx)
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (k *portKeeper) regain(ctx context.Context) {
+	k.mu.Lock()
+	lost := maps.Clone(k.lost)
+	k.mu.Unlock()
+	for serial, p := range lost {
+		l, err := k.pool.Rebind(ctx, p.port)
+		if err != nil {
+			continue
+		}
+		l.View(func() ports.Health { return k.health(serial) })
+		if !k.found(serial, l) {
+			_ = l.Close() // the worker has retired meanwhile
+			continue
+		}
+		k.logger.Info("port of a worker bound again", "serial", serial, "port", p.port)
+	}
+}
+
+// found says whether a worker still misses the port that was bound for it.
+func (k *portKeeper) found(serial worker.Serial, l *ports.Listener) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if _, ok := k.lost[serial]; !ok {
+		return false
+	}
+	delete(k.lost, serial)
+	k.held[serial] = l
+	return true
+}
+
+// fault says why a worker's port is not served; empty when it is.
+func (k *portKeeper) fault(serial worker.Serial) string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if p, ok := k.lost[serial]; ok {
+		return p.err.Error()
+	}
+	return ""
 }
 
 // degraded names the workers whose port is not served.
@@ -94,9 +161,10 @@ func (k *portKeeper) degraded() []string {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	var faults []string
-	for serial, err := range k.lost {
-		faults = append(faults, fmt.Sprintf("HTTP of worker %s: %v", serial, err))
+	for serial, p := range k.lost {
+		faults = append(faults, fmt.Sprintf("HTTP of worker %s: %v (%s)", serial, p.err, worker.HintOf(p.err)))
 	}
+	slices.Sort(faults)
 	return faults
 }
 

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/hashicorp/go-hclog"
@@ -14,7 +16,10 @@ import (
 )
 
 func serveCommand(a *app) *cobra.Command {
-	var config host.Config
+	var (
+		config host.Config
+		ports  string
+	)
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the host in the foreground",
@@ -34,6 +39,9 @@ systemd (Type=notify, with KillMode=process and Delegate=yes).`,
 			if _, _, err := net.SplitHostPort(config.HTTP); config.HTTP != "" && err != nil {
 				return usagef("--http %s: use an address as in 127.0.0.1:8080", config.HTTP)
 			}
+			if err := readPorts(ports, &config); err != nil {
+				return err
+			}
 			dir, err := a.dataDir()
 			if err != nil {
 				return err
@@ -47,7 +55,27 @@ systemd (Type=notify, with KillMode=process and Delegate=yes).`,
 	flags.StringVar(&config.Launcher, "launcher", "auto", "what runs workers: auto, containerd or process")
 	flags.StringVar(&config.Containerd, "containerd", "private", "containerd to use: its address, or private for one of the host's own")
 	flags.StringVar(&config.HTTP, "http", "", "`ADDRESS` to answer /healthz at (default none)")
+	flags.StringVar(&ports, "ports", "", "`LOW-HIGH`: the range that workers' ports are taken from (default 20000-29999)")
 	return cmd
+}
+
+// readPorts reads the range that workers' ports are taken from. Workers that
+// have a port outside of it keep theirs.
+func readPorts(text string, config *host.Config) error {
+	if text == "" {
+		return nil
+	}
+	var err, notHigh error
+	low, high, _ := strings.Cut(text, "-")
+	config.PortLow, err = strconv.Atoi(low)
+	config.PortHigh, notHigh = strconv.Atoi(high)
+	if err != nil || notHigh != nil || config.PortHigh == 0 {
+		return usagef("--ports %s: use two numbers as in 20000-29999", text)
+	}
+	if err := host.CheckPorts(config.PortLow, config.PortHigh); err != nil {
+		return withHint(usagef("--ports: %w", err), hintOf(err))
+	}
+	return nil
 }
 
 func (a *app) serve(ctx context.Context, config host.Config) error {

@@ -14,7 +14,8 @@ import (
 )
 
 const (
-	// maxConnections bounds what one port can hold of the host's descriptors.
+	// maxConnections bounds what one port can hold of the host's descriptors, in
+	// each family.
 	maxConnections = 32
 	maxHeader      = 8 << 10
 	headerTimeout  = 5 * time.Second
@@ -28,13 +29,13 @@ type Listener struct {
 	port   int
 	server *http.Server
 	view   atomic.Pointer[func() Health]
-	served chan struct{}
+	served sync.WaitGroup // the goroutines that accept
 	conns  sync.WaitGroup // connections whose goroutine has not ended
 	close  func() error
 }
 
-func serve(on net.Listener, port int, logger hclog.Logger) *Listener {
-	l := &Listener{port: port, served: make(chan struct{})}
+func serve(on []net.Listener, port int, logger hclog.Logger) *Listener {
+	l := &Listener{port: port}
 	l.server = &http.Server{
 		Handler:           l.handler(),
 		ReadHeaderTimeout: headerTimeout,
@@ -46,10 +47,11 @@ func serve(on net.Listener, port int, logger hclog.Logger) *Listener {
 		ErrorLog:          logger.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),
 	}
 	l.close = sync.OnceValue(l.shut)
-	go func() {
-		defer close(l.served)
-		_ = l.server.Serve(netutil.LimitListener(on, maxConnections)) // ends when Close closes the listener
-	}()
+	for _, one := range on {
+		l.served.Go(func() {
+			_ = l.server.Serve(netutil.LimitListener(one, maxConnections)) // ends when Close closes the listener
+		})
+	}
 	return l
 }
 
@@ -69,7 +71,7 @@ func (l *Listener) Close() error { return l.close() }
 
 func (l *Listener) shut() error {
 	err := l.server.Close()
-	<-l.served
+	l.served.Wait()
 	// A connection that was being accepted meanwhile is closed by the second.
 	err = errors.Join(err, l.server.Close())
 	l.conns.Wait()

@@ -3,6 +3,9 @@
 // one, and answers there from what it knows of the worker: no request and no
 // byte ever passes between a browser and a worker.
 //
+// A port is bound on 127.0.0.1 and, where the machine has IPv6, on ::1: the
+// number is one worker's in both families, or nobody's.
+//
 // A Pool binds; a Listener serves /healthz, /readyz, /metrics and /identity for
 // GET and HEAD, under its own names only, until it is closed, and then leaves
 // neither goroutine nor socket. A port that somebody else holds is skipped at
@@ -28,28 +31,32 @@ import (
 	"github.com/dals-host/dals-host/host/worker"
 )
 
+// The range of a host that was given none.
 const (
-	defaultLow     = 20000
-	defaultHigh    = 29999
-	defaultAddress = "127.0.0.1"
+	DefaultLow  = 20000
+	DefaultHigh = 29999
+)
+
+const (
+	ipv4 = "127.0.0.1"
+	ipv6 = "::1"
 
 	// ephemeralFile holds the ports that the kernel gives to outgoing
 	// connections; one of these may be in use at any moment.
 	ephemeralFile = "/proc/sys/net/ipv4/ip_local_port_range"
+	// What it says where nobody has changed it.
+	usualFrom, usualTo = 32768, 60999
 )
 
-// Config bounds the ports of a host. Zero values mean 20000 to 29999 on
-// 127.0.0.1.
+// Config bounds the ports of a host. Zero values mean DefaultLow to DefaultHigh.
 type Config struct {
 	Low, High int // both inclusive
-	Address   string
 	Logger    hclog.Logger
 }
 
 // Pool binds ports of one range. It is safe for concurrent use.
 type Pool struct {
 	low, high int
-	address   string
 	logger    hclog.Logger
 }
 
@@ -65,24 +72,25 @@ func New(c Config) (*Pool, error) {
 
 func newPool(c Config, ephemeral string) (*Pool, error) {
 	if c.Low == 0 && c.High == 0 {
-		c.Low, c.High = defaultLow, defaultHigh
-	}
-	if c.Address == "" {
-		c.Address = defaultAddress
+		c.Low, c.High = DefaultLow, DefaultHigh
 	}
 	if c.Low < 1024 || c.High > 65535 || c.Low > c.High {
-		return nil, fmt.Errorf("ports %d to %d: %w", c.Low, c.High, worker.ErrInvalid)
+		return nil, worker.Hint(fmt.Errorf("ports %d to %d: %w", c.Low, c.High, worker.ErrInvalid),
+			"name the lowest and the highest, within 1024 to 65535")
 	}
 	from, to, err := parseEphemeral(ephemeral)
 	if err != nil {
 		return nil, fmt.Errorf("read ephemeral ports: %w", err)
 	}
 	if c.Low <= to && from <= c.High {
+		hint := "choose others: dals-host serve --ports LOW-HIGH"
+		if from != usualFrom || to != usualTo {
+			hint += fmt.Sprintf("; or give the kernel its usual ones: sysctl -w net.ipv4.ip_local_port_range=\"%d %d\"", usualFrom, usualTo)
+		}
 		return nil, worker.Hint(
-			fmt.Errorf("ports %d to %d overlap the kernel's ephemeral ports %d to %d: %w", c.Low, c.High, from, to, worker.ErrInvalid),
-			fmt.Sprintf("choose other ports, or run: sysctl -w net.ipv4.ip_local_port_range=\"%d %d\"", 32768, 60999))
+			fmt.Errorf("ports %d to %d overlap the kernel's ephemeral ports %d to %d: %w", c.Low, c.High, from, to, worker.ErrInvalid), hint)
 	}
-	return &Pool{low: c.Low, high: c.High, address: c.Address, logger: c.Logger}, nil
+	return &Pool{low: c.Low, high: c.High, logger: c.Logger}, nil
 }
 
 func parseEphemeral(s string) (from, to int, err error) {
@@ -114,8 +122,9 @@ func (p *Pool) Bind(ctx context.Context, taken func(port int) bool) (*Listener, 
 			return l, err
 		}
 	}
-	return nil, worker.Hint(fmt.Errorf("bind port: all of %d to %d are in use: %w", p.low, p.high, worker.ErrExhausted),
-		"retire workers, or give the host more ports")
+	return nil, worker.Hint(
+		fmt.Errorf("bind port: all of %d to %d are in use, or rest after a retirement: %w", p.low, p.high, worker.ErrExhausted),
+		"give the host more of them: dals-host serve --ports LOW-HIGH; or retire workers, and wait until their ports have rested")
 }
 
 // Rebind binds the port of a worker that has one already. One that somebody
@@ -129,11 +138,22 @@ func (p *Pool) Rebind(ctx context.Context, port int) (*Listener, error) {
 	return l, err
 }
 
+// listen binds the port in both families, or not at all.
 func (p *Pool) listen(ctx context.Context, port int) (*Listener, error) {
 	var c net.ListenConfig
-	l, err := c.Listen(ctx, "tcp", net.JoinHostPort(p.address, strconv.Itoa(port)))
-	if err != nil {
-		return nil, fmt.Errorf("bind port %d: %w", port, err)
+	var bound []net.Listener
+	for _, address := range []string{ipv4, ipv6} {
+		l, err := c.Listen(ctx, "tcp", net.JoinHostPort(address, strconv.Itoa(port)))
+		if address == ipv6 && (errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.EAFNOSUPPORT)) {
+			continue // the machine has no IPv6, or none on its loopback
+		}
+		if err != nil {
+			for _, l := range bound {
+				_ = l.Close() // nobody has connected yet
+			}
+			return nil, fmt.Errorf("bind port %d: %w", port, err)
+		}
+		bound = append(bound, l)
 	}
-	return serve(l, port, p.logger), nil
+	return serve(bound, port, p.logger), nil
 }

@@ -44,7 +44,7 @@ func lowest(t *testing.T, n int) int {
 	for low := 10000; low < 19000; low += n {
 		ok := true
 		for port := low; port < low+n && ok; port++ {
-			l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+			l, err := net.Listen("tcp", fmt.Sprintf(":%d", port)) // both families
 			if ok = err == nil; ok {
 				l.Close()
 			}
@@ -72,7 +72,7 @@ func bind(t *testing.T, p *Pool) *Listener {
 func TestRange(t *testing.T) {
 	t.Parallel()
 	p, err := newPool(Config{}, "32768\t60999\n")
-	if err != nil || p.low != 20000 || p.high != 29999 || p.address != "127.0.0.1" {
+	if err != nil || p.low != 20000 || p.high != 29999 {
 		t.Errorf("defaults: %+v, %v", p, err)
 	}
 	for name, c := range map[string]struct {
@@ -131,8 +131,10 @@ func TestBind(t *testing.T) {
 	if got[0] != p.low+2 || got[5] != p.high || len(slices.Compact(got)) != 6 {
 		t.Errorf("bound %d of %d to %d", got, p.low, p.high)
 	}
-	if _, err := p.Bind(t.Context(), resting); !errors.Is(err, worker.ErrExhausted) || worker.HintOf(err) == "" {
-		t.Errorf("none left: %v", err)
+	_, err = p.Bind(t.Context(), resting)
+	if !errors.Is(err, worker.ErrExhausted) || !strings.Contains(err.Error(), fmt.Sprintf("%d to %d", p.low, p.high)) ||
+		!strings.Contains(worker.HintOf(err), "--ports LOW-HIGH") {
+		t.Errorf("none left: %v; hint %q", err, worker.HintOf(err))
 	}
 	if _, err := p.Rebind(t.Context(), p.low); !errors.Is(err, worker.ErrConflict) || worker.HintOf(err) == "" {
 		t.Errorf("somebody else's: %v", err)
@@ -156,6 +158,63 @@ func TestBind(t *testing.T) {
 	cancel()
 	if _, err := p.Bind(ctx, free); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
+	}
+}
+
+// ipv6Here says whether this machine has ::1.
+func ipv6Here() bool {
+	l, err := net.Listen("tcp", "[::1]:0")
+	if err == nil {
+		l.Close()
+	}
+	return err == nil
+}
+
+// TestBothFamilies: a number is one worker's in both families.
+func TestBothFamilies(t *testing.T) {
+	t.Parallel()
+	addresses := []string{"127.0.0.1"}
+	if ipv6Here() {
+		addresses = append(addresses, "[::1]")
+	}
+	l := bind(t, pool(t, 1))
+	for _, address := range addresses {
+		at := fmt.Sprintf("%s:%d", address, l.Port())
+		answer, err := http.Get("http://" + at + "/metrics")
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer.Body.Close()
+		if answer.StatusCode != http.StatusOK {
+			t.Errorf("%s: %s", at, answer.Status)
+		}
+		if other, err := net.Listen("tcp", at); err == nil {
+			other.Close()
+			t.Errorf("%s can be bound by another", at)
+		}
+	}
+	http.DefaultClient.CloseIdleConnections()
+	// Whoever holds it in one family keeps it from workers in both.
+	for _, address := range append(addresses, "") {
+		p := pool(t, 2)
+		other, err := net.Listen("tcp", fmt.Sprintf("%s:%d", address, p.low))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer other.Close()
+		if l := bind(t, p); l.Port() != p.high {
+			t.Errorf("port %d was bound although %s is taken", l.Port(), other.Addr())
+		}
+		if _, err := p.Rebind(t.Context(), p.low); !errors.Is(err, worker.ErrConflict) {
+			t.Errorf("rebound although %s is taken: %v", other.Addr(), err)
+		}
+		other.Close()
+		again, err := p.Rebind(t.Context(), p.low)
+		if err != nil {
+			t.Errorf("nothing holds it any more: %v", err)
+			continue
+		}
+		again.Close()
 	}
 }
 
