@@ -5,22 +5,16 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/dals-host/dals-host/host/control"
 	"github.com/dals-host/dals-host/host/forge"
-	"github.com/dals-host/dals-host/host/launch"
 	"github.com/dals-host/dals-host/host/record"
 	"github.com/dals-host/dals-host/host/registry"
 	"github.com/dals-host/dals-host/host/worker"
 	"github.com/dals-host/dals-host/sdk/envelope"
-	"github.com/dals-host/dals-host/sdk/identity"
-	"github.com/dals-host/dals-host/sdk/manifest"
 )
 
 // backend is what the control API asks, answered by the host's parts.
@@ -55,55 +49,6 @@ func (b backend) Retire(ctx context.Context, ref string, grace time.Duration) (w
 		return w, err
 	}
 	return b.forge.Retire(ctx, w.Serial, grace)
-}
-
-func (b backend) Workers(ctx context.Context, f control.WorkerFilter) ([]control.WorkerView, error) {
-	workers, err := b.registry.Workers(ctx, registry.Filter{Type: f.Type, State: f.State, IncludeRetired: f.Retired})
-	if err != nil {
-		return nil, err
-	}
-	views := make([]control.WorkerView, len(workers))
-	for i, w := range workers {
-		views[i] = b.view(ctx, w)
-	}
-	return views, nil
-}
-
-func (b backend) Worker(ctx context.Context, ref string) (control.WorkerDetail, error) {
-	w, err := findWorker(ctx, b.registry, ref)
-	if err != nil {
-		return control.WorkerDetail{}, err
-	}
-	d := control.WorkerDetail{WorkerView: b.view(ctx, w)}
-	root, err := b.stage.OpenRoot(w.Serial)
-	if errors.Is(err, worker.ErrNotFound) {
-		return d, nil
-	}
-	if err != nil {
-		return d, err
-	}
-	defer root.Close()
-	// What is missing of them shows in the vault's integrity.
-	d.Identity, _ = root.ReadFile(identity.File)
-	d.Manifest, _ = root.ReadFile(manifest.File)
-	return d, nil
-}
-
-func (b backend) Log(ctx context.Context, ref string) (*os.File, error) {
-	w, err := findWorker(ctx, b.registry, ref)
-	if err != nil {
-		return nil, err
-	}
-	root, err := b.stage.OpenRoot(w.Serial)
-	if err != nil {
-		return nil, err
-	}
-	defer root.Close()
-	f, err := root.Open(path.Join(launch.LogsDir, launch.LogFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("log of worker %s: %w", w.Name, worker.ErrNotFound)
-	}
-	return f, err
 }
 
 func (b backend) Send(ctx context.Context, r control.SendRequest) (control.SendResult, error) {
@@ -262,26 +207,4 @@ func (b backend) Down(ctx context.Context, timeout time.Duration) (int, error) {
 		return 0, fmt.Errorf("end launcher: %w", err)
 	}
 	return len(running), nil
-}
-
-// view adds to a worker what the host sees of its health. Its vault is whole
-// only if the host's own check and the worker's report hold.
-func (h *Host) view(ctx context.Context, w worker.Worker) control.WorkerView {
-	v := control.WorkerView{Worker: w, HeartbeatInterval: heartbeatInterval}
-	if w.State == worker.StateRetired || w.State == worker.StateForging {
-		return v
-	}
-	health := h.broker.Health(w.Serial)
-	v.LastHeartbeat, v.MissedHeartbeats = health.Last, health.Missed
-	v.VaultFault = h.integrity.fault(ctx, w)
-	switch {
-	case v.VaultFault != "":
-	case health.VaultFault != "":
-		v.VaultFault = "the worker reports: " + health.VaultFault
-	case !health.VaultIntegrity:
-		v.VaultFault = "the worker has not reported yet"
-	default:
-		v.VaultIntegrity = true
-	}
-	return v
 }

@@ -54,7 +54,7 @@ worker_manifest.json as they are on disk.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return answer(cmd.Context(), a, func(c *client.Client) (client.WorkerDetail, error) {
 				return c.Worker(cmd.Context(), args[0])
-			}, func(t *table, w client.WorkerDetail) { workerText(t, w.Worker) })
+			}, detailText)
 		},
 	}
 }
@@ -67,8 +67,28 @@ func workerTable(t *table, workers []client.Worker) {
 	}
 }
 
-// workerText is all that is known of a worker, a line for each.
+// workerText is a worker object, a line for each field.
 func workerText(t *table, w client.Worker) {
+	factsText(t, w)
+	keyText(t, w)
+}
+
+// detailText adds what the worker tells of itself and what it answers.
+func detailText(t *table, w client.WorkerDetail) {
+	factsText(t, w.Worker)
+	if m := w.Metrics; m != nil {
+		t.row("process", fmt.Sprintf("started %s, %.1f MiB", stamp(m.StartedAt), float64(m.RSSBytes)/(1<<20)))
+		t.row("tasks", fmt.Sprintf("%d running, %d done, %d failed", m.TasksInFlight, m.TasksDone, m.TasksFailed))
+	}
+	label := "answers"
+	for _, k := range w.Tasks {
+		t.row(label, k.Kind, k.Summary)
+		label = ""
+	}
+	keyText(t, w.Worker)
+}
+
+func factsText(t *table, w client.Worker) {
 	t.row("name", w.WorkerName)
 	t.row("type", w.WorkerType+" "+w.TypeVersion)
 	t.row("serial", w.WorkerSerial)
@@ -91,6 +111,9 @@ func workerText(t *table, w client.Worker) {
 	if w.ImageDigest != "" {
 		t.row("image", w.ImageDigest)
 	}
+}
+
+func keyText(t *table, w client.Worker) {
 	t.row("public key", w.PublicKey)
 	t.block("glyph", w.Glyph)
 }

@@ -110,11 +110,22 @@ type WorkerView struct {
 	MissedHeartbeats  int
 }
 
-// WorkerDetail adds a worker's files as they are on disk; nil when they are gone.
+// WorkerDetail adds what its heartbeats tell, what it can be asked for, and its
+// files as they are on disk; nil when they are gone.
 type WorkerDetail struct {
 	WorkerView
+	Metrics  Metrics
+	Tasks    []*workerv1.TaskKind
 	Identity []byte // identity.json
 	Manifest []byte // worker_manifest.json
+}
+
+// Metrics are what a worker's last heartbeat carried; zero before the first.
+type Metrics struct {
+	StartedAt    time.Time // of its process
+	InFlight     uint32
+	Done, Failed uint64 // tasks since StartedAt
+	RSSBytes     uint64
 }
 
 // WorkerFilter picks workers. Empty fields match all; retired workers are left

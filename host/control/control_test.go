@@ -442,7 +442,9 @@ func TestForge(t *testing.T) {
 func TestOtherCalls(t *testing.T) {
 	h := host(t, &backend{
 		worker: func(ref string) (control.WorkerDetail, error) {
-			return control.WorkerDetail{WorkerView: control.WorkerView{Worker: worker.Worker{Name: ref}}, Identity: []byte("i"), Manifest: []byte("m")}, nil
+			return control.WorkerDetail{WorkerView: control.WorkerView{Worker: worker.Worker{Name: ref}}, Identity: []byte("i"), Manifest: []byte("m"),
+				Metrics: control.Metrics{StartedAt: time.Unix(1, 0), InFlight: 2, Done: 3, Failed: 4, RSSBytes: 5},
+				Tasks:   []*workerv1.TaskKind{{Kind: "template.echo"}}}, nil
 		},
 		down: func(_ context.Context, timeout time.Duration) (int, error) { return int(timeout.Milliseconds()), nil },
 	})
@@ -466,6 +468,11 @@ func TestOtherCalls(t *testing.T) {
 	one, err := h.GetWorker(ctx, &hostv1.GetWorkerRequest{Worker: "nora"})
 	if err != nil || one.GetWorker().GetWorkerName() != "nora" || string(one.GetIdentity()) != "i" || string(one.GetManifest()) != "m" {
 		t.Errorf("worker %v, %v", one, err)
+	}
+	m := one.GetMetrics()
+	if m.GetStartedAt() != "1970-01-01T00:00:01Z" || m.GetTasksInFlight() != 2 || m.GetTasksDone() != 3 || m.GetTasksFailed() != 4 || m.GetRssBytes() != 5 ||
+		len(one.GetTasks()) != 1 || one.GetTasks()[0].GetKind() != "template.echo" {
+		t.Errorf("metrics %v, tasks %v", m, one.GetTasks())
 	}
 	retired, err := h.Retire(ctx, &hostv1.RetireRequest{Worker: "nora", GraceMs: 1000})
 	if err != nil || retired.GetWorker().GetState() != "retired" || retired.GetWorker().GetStateReason() != "1s" {

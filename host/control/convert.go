@@ -38,6 +38,16 @@ func WorkerProto(v WorkerView) *hostv1.Worker {
 	}
 }
 
+// metricsProto is nothing where no heartbeat came.
+func metricsProto(m Metrics) *hostv1.Metrics {
+	if m.StartedAt.IsZero() {
+		return nil
+	}
+	return &hostv1.Metrics{
+		StartedAt: timestamp(m.StartedAt), TasksInFlight: m.InFlight, TasksDone: m.Done, TasksFailed: m.Failed, RssBytes: m.RSSBytes,
+	}
+}
+
 func typeProto(t Type) *hostv1.WorkerType {
 	d := t.Descriptor
 	return &hostv1.WorkerType{

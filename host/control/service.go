@@ -82,7 +82,8 @@ func (s *service) GetWorker(ctx context.Context, r *hostv1.GetWorkerRequest) (*h
 		return nil, err
 	}
 	return &hostv1.GetWorkerResponse{
-		Worker: WorkerProto(detail.WorkerView), Identity: detail.Identity, Manifest: detail.Manifest,
+		Worker: WorkerProto(detail.WorkerView), Metrics: metricsProto(detail.Metrics), Tasks: detail.Tasks,
+		Identity: detail.Identity, Manifest: detail.Manifest,
 	}, nil
 }
 

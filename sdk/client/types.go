@@ -105,14 +105,16 @@ func typeFromProto(t *hostv1.WorkerType) Type {
 	return Type{
 		Name: t.GetName(), Version: t.GetVersion(), Digest: t.GetDigest(),
 		Family: t.GetFamily(), Summary: t.GetSummary(),
-		Tasks: convert(t.GetTasks(), func(k *workerv1.TaskKind) Task {
-			return Task{
-				Kind: k.GetKind(), Summary: k.GetSummary(),
-				InputSchema: document(k.GetInputSchema()), OutputSchema: document(k.GetOutputSchema()),
-			}
-		}),
+		Tasks:        convert(t.GetTasks(), taskFromProto),
 		Capabilities: append([]string{}, t.GetCapabilities()...),
 		Workers:      int(t.GetWorkers()), Draining: t.GetDraining(),
 		ConfigSchema: document(t.GetConfigSchema()),
+	}
+}
+
+func taskFromProto(k *workerv1.TaskKind) Task {
+	return Task{
+		Kind: k.GetKind(), Summary: k.GetSummary(),
+		InputSchema: document(k.GetInputSchema()), OutputSchema: document(k.GetOutputSchema()),
 	}
 }

@@ -83,13 +83,34 @@ func WorkerFromProto(w *hostv1.Worker) Worker {
 	}
 }
 
-// WorkerDetail is a worker with its files, as they are on disk. They are absent
-// for a retired worker.
+// WorkerDetail is a worker with its own figures, the tasks that it answers, and
+// its files as they are on disk. Figures and files of a retired worker are gone.
 type WorkerDetail struct {
 	Worker
 
+	Metrics  *Metrics        `json:"metrics,omitempty"`
+	Tasks    []Task          `json:"tasks"`
 	Identity json.RawMessage `json:"identity,omitempty"` // identity.json
 	Manifest json.RawMessage `json:"manifest,omitempty"` // worker_manifest.json
+}
+
+// Metrics are what a worker's last heartbeat carried.
+type Metrics struct {
+	StartedAt     Time   `json:"started_at"` // of its process
+	TasksInFlight int    `json:"tasks_in_flight"`
+	TasksDone     uint64 `json:"tasks_done"`   // since StartedAt
+	TasksFailed   uint64 `json:"tasks_failed"` // since StartedAt
+	RSSBytes      uint64 `json:"rss_bytes"`
+}
+
+func metricsFromProto(m *hostv1.Metrics) *Metrics {
+	if m == nil {
+		return nil
+	}
+	return &Metrics{
+		StartedAt: timeOf(m.GetStartedAt()), TasksInFlight: int(m.GetTasksInFlight()),
+		TasksDone: m.GetTasksDone(), TasksFailed: m.GetTasksFailed(), RSSBytes: m.GetRssBytes(),
+	}
 }
 
 // WorkerFilter picks workers; empty fields match all. Retired workers are left
@@ -118,7 +139,8 @@ func (c *Client) Worker(ctx context.Context, ref string) (WorkerDetail, error) {
 		return WorkerDetail{}, fmt.Errorf("get worker: %w", c.fault(ctx, err))
 	}
 	return WorkerDetail{
-		Worker:   WorkerFromProto(resp.GetWorker()),
+		Worker: WorkerFromProto(resp.GetWorker()), Metrics: metricsFromProto(resp.GetMetrics()),
+		Tasks:    convert(resp.GetTasks(), taskFromProto),
 		Identity: document(resp.GetIdentity()), Manifest: document(resp.GetManifest()),
 	}, nil
 }

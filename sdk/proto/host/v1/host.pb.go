@@ -1294,8 +1294,12 @@ type GetWorkerResponse struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Worker *Worker                `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
 	// identity and manifest are the files as the worker has them.
-	Identity      []byte `protobuf:"bytes,2,opt,name=identity,proto3" json:"identity,omitempty"`
-	Manifest      []byte `protobuf:"bytes,3,opt,name=manifest,proto3" json:"manifest,omitempty"`
+	Identity []byte `protobuf:"bytes,2,opt,name=identity,proto3" json:"identity,omitempty"`
+	Manifest []byte `protobuf:"bytes,3,opt,name=manifest,proto3" json:"manifest,omitempty"`
+	// metrics are what the last heartbeat carried; absent before the first.
+	Metrics *Metrics `protobuf:"bytes,4,opt,name=metrics,proto3" json:"metrics,omitempty"`
+	// tasks are the kinds of task that the worker answers.
+	Tasks         []*v1.TaskKind `protobuf:"bytes,5,rep,name=tasks,proto3" json:"tasks,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1351,6 +1355,99 @@ func (x *GetWorkerResponse) GetManifest() []byte {
 	return nil
 }
 
+func (x *GetWorkerResponse) GetMetrics() *Metrics {
+	if x != nil {
+		return x.Metrics
+	}
+	return nil
+}
+
+func (x *GetWorkerResponse) GetTasks() []*v1.TaskKind {
+	if x != nil {
+		return x.Tasks
+	}
+	return nil
+}
+
+// Metrics are a worker's own figures.
+type Metrics struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// started_at is the start of the worker's process, RFC 3339, UTC.
+	StartedAt     string `protobuf:"bytes,1,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	TasksInFlight uint32 `protobuf:"varint,2,opt,name=tasks_in_flight,json=tasksInFlight,proto3" json:"tasks_in_flight,omitempty"`
+	// tasks_done and tasks_failed count since started_at.
+	TasksDone     uint64 `protobuf:"varint,3,opt,name=tasks_done,json=tasksDone,proto3" json:"tasks_done,omitempty"`
+	TasksFailed   uint64 `protobuf:"varint,4,opt,name=tasks_failed,json=tasksFailed,proto3" json:"tasks_failed,omitempty"`
+	RssBytes      uint64 `protobuf:"varint,5,opt,name=rss_bytes,json=rssBytes,proto3" json:"rss_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Metrics) Reset() {
+	*x = Metrics{}
+	mi := &file_host_v1_host_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Metrics) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Metrics) ProtoMessage() {}
+
+func (x *Metrics) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Metrics.ProtoReflect.Descriptor instead.
+func (*Metrics) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Metrics) GetStartedAt() string {
+	if x != nil {
+		return x.StartedAt
+	}
+	return ""
+}
+
+func (x *Metrics) GetTasksInFlight() uint32 {
+	if x != nil {
+		return x.TasksInFlight
+	}
+	return 0
+}
+
+func (x *Metrics) GetTasksDone() uint64 {
+	if x != nil {
+		return x.TasksDone
+	}
+	return 0
+}
+
+func (x *Metrics) GetTasksFailed() uint64 {
+	if x != nil {
+		return x.TasksFailed
+	}
+	return 0
+}
+
+func (x *Metrics) GetRssBytes() uint64 {
+	if x != nil {
+		return x.RssBytes
+	}
+	return 0
+}
+
 type RetireRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Worker        string                 `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
@@ -1361,7 +1458,7 @@ type RetireRequest struct {
 
 func (x *RetireRequest) Reset() {
 	*x = RetireRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[18]
+	mi := &file_host_v1_host_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1373,7 +1470,7 @@ func (x *RetireRequest) String() string {
 func (*RetireRequest) ProtoMessage() {}
 
 func (x *RetireRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[18]
+	mi := &file_host_v1_host_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1386,7 +1483,7 @@ func (x *RetireRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireRequest.ProtoReflect.Descriptor instead.
 func (*RetireRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{18}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RetireRequest) GetWorker() string {
@@ -1412,7 +1509,7 @@ type RetireResponse struct {
 
 func (x *RetireResponse) Reset() {
 	*x = RetireResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[19]
+	mi := &file_host_v1_host_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1424,7 +1521,7 @@ func (x *RetireResponse) String() string {
 func (*RetireResponse) ProtoMessage() {}
 
 func (x *RetireResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[19]
+	mi := &file_host_v1_host_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1437,7 +1534,7 @@ func (x *RetireResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireResponse.ProtoReflect.Descriptor instead.
 func (*RetireResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{19}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RetireResponse) GetWorker() *Worker {
@@ -1458,7 +1555,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[20]
+	mi := &file_host_v1_host_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1470,7 +1567,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[20]
+	mi := &file_host_v1_host_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1483,7 +1580,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{20}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *StopRequest) GetWorker() string {
@@ -1509,7 +1606,7 @@ type StopResponse struct {
 
 func (x *StopResponse) Reset() {
 	*x = StopResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[21]
+	mi := &file_host_v1_host_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1521,7 +1618,7 @@ func (x *StopResponse) String() string {
 func (*StopResponse) ProtoMessage() {}
 
 func (x *StopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[21]
+	mi := &file_host_v1_host_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1534,7 +1631,7 @@ func (x *StopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopResponse.ProtoReflect.Descriptor instead.
 func (*StopResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{21}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *StopResponse) GetWorker() *Worker {
@@ -1556,7 +1653,7 @@ type StartRequest struct {
 
 func (x *StartRequest) Reset() {
 	*x = StartRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[22]
+	mi := &file_host_v1_host_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1568,7 +1665,7 @@ func (x *StartRequest) String() string {
 func (*StartRequest) ProtoMessage() {}
 
 func (x *StartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[22]
+	mi := &file_host_v1_host_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1581,7 +1678,7 @@ func (x *StartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRequest.ProtoReflect.Descriptor instead.
 func (*StartRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{22}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *StartRequest) GetWorker() string {
@@ -1607,7 +1704,7 @@ type StartResponse struct {
 
 func (x *StartResponse) Reset() {
 	*x = StartResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[23]
+	mi := &file_host_v1_host_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1619,7 +1716,7 @@ func (x *StartResponse) String() string {
 func (*StartResponse) ProtoMessage() {}
 
 func (x *StartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[23]
+	mi := &file_host_v1_host_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1632,7 +1729,7 @@ func (x *StartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartResponse.ProtoReflect.Descriptor instead.
 func (*StartResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{23}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *StartResponse) GetWorker() *Worker {
@@ -1653,7 +1750,7 @@ type RestartRequest struct {
 
 func (x *RestartRequest) Reset() {
 	*x = RestartRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[24]
+	mi := &file_host_v1_host_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1665,7 +1762,7 @@ func (x *RestartRequest) String() string {
 func (*RestartRequest) ProtoMessage() {}
 
 func (x *RestartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[24]
+	mi := &file_host_v1_host_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1678,7 +1775,7 @@ func (x *RestartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartRequest.ProtoReflect.Descriptor instead.
 func (*RestartRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{24}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RestartRequest) GetWorker() string {
@@ -1711,7 +1808,7 @@ type RestartResponse struct {
 
 func (x *RestartResponse) Reset() {
 	*x = RestartResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[25]
+	mi := &file_host_v1_host_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1723,7 +1820,7 @@ func (x *RestartResponse) String() string {
 func (*RestartResponse) ProtoMessage() {}
 
 func (x *RestartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[25]
+	mi := &file_host_v1_host_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1736,7 +1833,7 @@ func (x *RestartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartResponse.ProtoReflect.Descriptor instead.
 func (*RestartResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{25}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RestartResponse) GetWorker() *Worker {
@@ -1761,7 +1858,7 @@ type UpgradeRequest struct {
 
 func (x *UpgradeRequest) Reset() {
 	*x = UpgradeRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[26]
+	mi := &file_host_v1_host_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1773,7 +1870,7 @@ func (x *UpgradeRequest) String() string {
 func (*UpgradeRequest) ProtoMessage() {}
 
 func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[26]
+	mi := &file_host_v1_host_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1786,7 +1883,7 @@ func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeRequest.ProtoReflect.Descriptor instead.
 func (*UpgradeRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{26}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *UpgradeRequest) GetWorker() string {
@@ -1835,7 +1932,7 @@ type UpgradeResponse struct {
 
 func (x *UpgradeResponse) Reset() {
 	*x = UpgradeResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[27]
+	mi := &file_host_v1_host_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1847,7 +1944,7 @@ func (x *UpgradeResponse) String() string {
 func (*UpgradeResponse) ProtoMessage() {}
 
 func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[27]
+	mi := &file_host_v1_host_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1860,7 +1957,7 @@ func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeResponse.ProtoReflect.Descriptor instead.
 func (*UpgradeResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{27}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *UpgradeResponse) GetWorker() *Worker {
@@ -1888,7 +1985,7 @@ type SendRequest struct {
 
 func (x *SendRequest) Reset() {
 	*x = SendRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[28]
+	mi := &file_host_v1_host_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1900,7 +1997,7 @@ func (x *SendRequest) String() string {
 func (*SendRequest) ProtoMessage() {}
 
 func (x *SendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[28]
+	mi := &file_host_v1_host_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1913,7 +2010,7 @@ func (x *SendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendRequest.ProtoReflect.Descriptor instead.
 func (*SendRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{28}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SendRequest) GetEnvelope() *v1.Envelope {
@@ -1947,7 +2044,7 @@ type SendResponse struct {
 
 func (x *SendResponse) Reset() {
 	*x = SendResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[29]
+	mi := &file_host_v1_host_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1959,7 +2056,7 @@ func (x *SendResponse) String() string {
 func (*SendResponse) ProtoMessage() {}
 
 func (x *SendResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[29]
+	mi := &file_host_v1_host_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1972,7 +2069,7 @@ func (x *SendResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendResponse.ProtoReflect.Descriptor instead.
 func (*SendResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{29}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SendResponse) GetResult() *v1.Envelope {
@@ -2031,7 +2128,7 @@ type StreamLogsRequest struct {
 
 func (x *StreamLogsRequest) Reset() {
 	*x = StreamLogsRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[30]
+	mi := &file_host_v1_host_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2043,7 +2140,7 @@ func (x *StreamLogsRequest) String() string {
 func (*StreamLogsRequest) ProtoMessage() {}
 
 func (x *StreamLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[30]
+	mi := &file_host_v1_host_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2056,7 +2153,7 @@ func (x *StreamLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamLogsRequest.ProtoReflect.Descriptor instead.
 func (*StreamLogsRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{30}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *StreamLogsRequest) GetWorker() string {
@@ -2096,7 +2193,7 @@ type StreamLogsResponse struct {
 
 func (x *StreamLogsResponse) Reset() {
 	*x = StreamLogsResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[31]
+	mi := &file_host_v1_host_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2108,7 +2205,7 @@ func (x *StreamLogsResponse) String() string {
 func (*StreamLogsResponse) ProtoMessage() {}
 
 func (x *StreamLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[31]
+	mi := &file_host_v1_host_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2121,7 +2218,7 @@ func (x *StreamLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamLogsResponse.ProtoReflect.Descriptor instead.
 func (*StreamLogsResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{31}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *StreamLogsResponse) GetLines() []string {
@@ -2142,7 +2239,7 @@ type AddClientRequest struct {
 
 func (x *AddClientRequest) Reset() {
 	*x = AddClientRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[32]
+	mi := &file_host_v1_host_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2154,7 +2251,7 @@ func (x *AddClientRequest) String() string {
 func (*AddClientRequest) ProtoMessage() {}
 
 func (x *AddClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[32]
+	mi := &file_host_v1_host_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2167,7 +2264,7 @@ func (x *AddClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddClientRequest.ProtoReflect.Descriptor instead.
 func (*AddClientRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{32}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *AddClientRequest) GetName() string {
@@ -2193,7 +2290,7 @@ type AddClientResponse struct {
 
 func (x *AddClientResponse) Reset() {
 	*x = AddClientResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[33]
+	mi := &file_host_v1_host_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2205,7 +2302,7 @@ func (x *AddClientResponse) String() string {
 func (*AddClientResponse) ProtoMessage() {}
 
 func (x *AddClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[33]
+	mi := &file_host_v1_host_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2218,7 +2315,7 @@ func (x *AddClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddClientResponse.ProtoReflect.Descriptor instead.
 func (*AddClientResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{33}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *AddClientResponse) GetClient() *Client {
@@ -2236,7 +2333,7 @@ type ListClientsRequest struct {
 
 func (x *ListClientsRequest) Reset() {
 	*x = ListClientsRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[34]
+	mi := &file_host_v1_host_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2248,7 +2345,7 @@ func (x *ListClientsRequest) String() string {
 func (*ListClientsRequest) ProtoMessage() {}
 
 func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[34]
+	mi := &file_host_v1_host_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2261,7 +2358,7 @@ func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsRequest.ProtoReflect.Descriptor instead.
 func (*ListClientsRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{34}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{35}
 }
 
 type ListClientsResponse struct {
@@ -2273,7 +2370,7 @@ type ListClientsResponse struct {
 
 func (x *ListClientsResponse) Reset() {
 	*x = ListClientsResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[35]
+	mi := &file_host_v1_host_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2285,7 +2382,7 @@ func (x *ListClientsResponse) String() string {
 func (*ListClientsResponse) ProtoMessage() {}
 
 func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[35]
+	mi := &file_host_v1_host_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2298,7 +2395,7 @@ func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsResponse.ProtoReflect.Descriptor instead.
 func (*ListClientsResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{35}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListClientsResponse) GetClients() []*Client {
@@ -2317,7 +2414,7 @@ type RevokeClientRequest struct {
 
 func (x *RevokeClientRequest) Reset() {
 	*x = RevokeClientRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[36]
+	mi := &file_host_v1_host_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2329,7 +2426,7 @@ func (x *RevokeClientRequest) String() string {
 func (*RevokeClientRequest) ProtoMessage() {}
 
 func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[36]
+	mi := &file_host_v1_host_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2342,7 +2439,7 @@ func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientRequest.ProtoReflect.Descriptor instead.
 func (*RevokeClientRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{36}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RevokeClientRequest) GetName() string {
@@ -2361,7 +2458,7 @@ type RevokeClientResponse struct {
 
 func (x *RevokeClientResponse) Reset() {
 	*x = RevokeClientResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[37]
+	mi := &file_host_v1_host_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2373,7 +2470,7 @@ func (x *RevokeClientResponse) String() string {
 func (*RevokeClientResponse) ProtoMessage() {}
 
 func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[37]
+	mi := &file_host_v1_host_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2386,7 +2483,7 @@ func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientResponse.ProtoReflect.Descriptor instead.
 func (*RevokeClientResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{37}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *RevokeClientResponse) GetClient() *Client {
@@ -2410,7 +2507,7 @@ type Client struct {
 
 func (x *Client) Reset() {
 	*x = Client{}
-	mi := &file_host_v1_host_proto_msgTypes[38]
+	mi := &file_host_v1_host_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2422,7 +2519,7 @@ func (x *Client) String() string {
 func (*Client) ProtoMessage() {}
 
 func (x *Client) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[38]
+	mi := &file_host_v1_host_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2435,7 +2532,7 @@ func (x *Client) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Client.ProtoReflect.Descriptor instead.
 func (*Client) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{38}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Client) GetName() string {
@@ -2476,7 +2573,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[39]
+	mi := &file_host_v1_host_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2488,7 +2585,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[39]
+	mi := &file_host_v1_host_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2501,7 +2598,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{39}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *BackupRequest) GetPassphrase() string {
@@ -2520,7 +2617,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[40]
+	mi := &file_host_v1_host_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2532,7 +2629,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[40]
+	mi := &file_host_v1_host_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2545,7 +2642,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{40}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *BackupResponse) GetData() []byte {
@@ -2564,7 +2661,7 @@ type CollectGarbageRequest struct {
 
 func (x *CollectGarbageRequest) Reset() {
 	*x = CollectGarbageRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[41]
+	mi := &file_host_v1_host_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2576,7 +2673,7 @@ func (x *CollectGarbageRequest) String() string {
 func (*CollectGarbageRequest) ProtoMessage() {}
 
 func (x *CollectGarbageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[41]
+	mi := &file_host_v1_host_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2589,7 +2686,7 @@ func (x *CollectGarbageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CollectGarbageRequest.ProtoReflect.Descriptor instead.
 func (*CollectGarbageRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{41}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *CollectGarbageRequest) GetDryRun() bool {
@@ -2608,7 +2705,7 @@ type CollectGarbageResponse struct {
 
 func (x *CollectGarbageResponse) Reset() {
 	*x = CollectGarbageResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[42]
+	mi := &file_host_v1_host_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2620,7 +2717,7 @@ func (x *CollectGarbageResponse) String() string {
 func (*CollectGarbageResponse) ProtoMessage() {}
 
 func (x *CollectGarbageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[42]
+	mi := &file_host_v1_host_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2633,7 +2730,7 @@ func (x *CollectGarbageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CollectGarbageResponse.ProtoReflect.Descriptor instead.
 func (*CollectGarbageResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{42}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *CollectGarbageResponse) GetGarbage() []*Garbage {
@@ -2657,7 +2754,7 @@ type Garbage struct {
 
 func (x *Garbage) Reset() {
 	*x = Garbage{}
-	mi := &file_host_v1_host_proto_msgTypes[43]
+	mi := &file_host_v1_host_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2669,7 +2766,7 @@ func (x *Garbage) String() string {
 func (*Garbage) ProtoMessage() {}
 
 func (x *Garbage) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[43]
+	mi := &file_host_v1_host_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2682,7 +2779,7 @@ func (x *Garbage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Garbage.ProtoReflect.Descriptor instead.
 func (*Garbage) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{43}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Garbage) GetKind() string {
@@ -2723,7 +2820,7 @@ type DownRequest struct {
 
 func (x *DownRequest) Reset() {
 	*x = DownRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[44]
+	mi := &file_host_v1_host_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2735,7 +2832,7 @@ func (x *DownRequest) String() string {
 func (*DownRequest) ProtoMessage() {}
 
 func (x *DownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[44]
+	mi := &file_host_v1_host_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2748,7 +2845,7 @@ func (x *DownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownRequest.ProtoReflect.Descriptor instead.
 func (*DownRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{44}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *DownRequest) GetTimeoutMs() uint32 {
@@ -2767,7 +2864,7 @@ type DownResponse struct {
 
 func (x *DownResponse) Reset() {
 	*x = DownResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[45]
+	mi := &file_host_v1_host_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2779,7 +2876,7 @@ func (x *DownResponse) String() string {
 func (*DownResponse) ProtoMessage() {}
 
 func (x *DownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[45]
+	mi := &file_host_v1_host_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2792,7 +2889,7 @@ func (x *DownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownResponse.ProtoReflect.Descriptor instead.
 func (*DownResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{45}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *DownResponse) GetWorkersStopped() int32 {
@@ -2921,11 +3018,21 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"\x13ListWorkersResponse\x12.\n" +
 	"\aworkers\x18\x01 \x03(\v2\x14.dals.host.v1.WorkerR\aworkers\"*\n" +
 	"\x10GetWorkerRequest\x12\x16\n" +
-	"\x06worker\x18\x01 \x01(\tR\x06worker\"y\n" +
+	"\x06worker\x18\x01 \x01(\tR\x06worker\"\xda\x01\n" +
 	"\x11GetWorkerResponse\x12,\n" +
 	"\x06worker\x18\x01 \x01(\v2\x14.dals.host.v1.WorkerR\x06worker\x12\x1a\n" +
 	"\bidentity\x18\x02 \x01(\fR\bidentity\x12\x1a\n" +
-	"\bmanifest\x18\x03 \x01(\fR\bmanifest\"B\n" +
+	"\bmanifest\x18\x03 \x01(\fR\bmanifest\x12/\n" +
+	"\ametrics\x18\x04 \x01(\v2\x15.dals.host.v1.MetricsR\ametrics\x12.\n" +
+	"\x05tasks\x18\x05 \x03(\v2\x18.dals.worker.v1.TaskKindR\x05tasks\"\xaf\x01\n" +
+	"\aMetrics\x12\x1d\n" +
+	"\n" +
+	"started_at\x18\x01 \x01(\tR\tstartedAt\x12&\n" +
+	"\x0ftasks_in_flight\x18\x02 \x01(\rR\rtasksInFlight\x12\x1d\n" +
+	"\n" +
+	"tasks_done\x18\x03 \x01(\x04R\ttasksDone\x12!\n" +
+	"\ftasks_failed\x18\x04 \x01(\x04R\vtasksFailed\x12\x1b\n" +
+	"\trss_bytes\x18\x05 \x01(\x04R\brssBytes\"B\n" +
 	"\rRetireRequest\x12\x16\n" +
 	"\x06worker\x18\x01 \x01(\tR\x06worker\x12\x19\n" +
 	"\bgrace_ms\x18\x02 \x01(\rR\agraceMs\">\n" +
@@ -3053,7 +3160,7 @@ func file_host_v1_host_proto_rawDescGZIP() []byte {
 	return file_host_v1_host_proto_rawDescData
 }
 
-var file_host_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
+var file_host_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_host_v1_host_proto_goTypes = []any{
 	(*GetStatusRequest)(nil),       // 0: dals.host.v1.GetStatusRequest
 	(*GetStatusResponse)(nil),      // 1: dals.host.v1.GetStatusResponse
@@ -3073,40 +3180,41 @@ var file_host_v1_host_proto_goTypes = []any{
 	(*ListWorkersResponse)(nil),    // 15: dals.host.v1.ListWorkersResponse
 	(*GetWorkerRequest)(nil),       // 16: dals.host.v1.GetWorkerRequest
 	(*GetWorkerResponse)(nil),      // 17: dals.host.v1.GetWorkerResponse
-	(*RetireRequest)(nil),          // 18: dals.host.v1.RetireRequest
-	(*RetireResponse)(nil),         // 19: dals.host.v1.RetireResponse
-	(*StopRequest)(nil),            // 20: dals.host.v1.StopRequest
-	(*StopResponse)(nil),           // 21: dals.host.v1.StopResponse
-	(*StartRequest)(nil),           // 22: dals.host.v1.StartRequest
-	(*StartResponse)(nil),          // 23: dals.host.v1.StartResponse
-	(*RestartRequest)(nil),         // 24: dals.host.v1.RestartRequest
-	(*RestartResponse)(nil),        // 25: dals.host.v1.RestartResponse
-	(*UpgradeRequest)(nil),         // 26: dals.host.v1.UpgradeRequest
-	(*UpgradeResponse)(nil),        // 27: dals.host.v1.UpgradeResponse
-	(*SendRequest)(nil),            // 28: dals.host.v1.SendRequest
-	(*SendResponse)(nil),           // 29: dals.host.v1.SendResponse
-	(*StreamLogsRequest)(nil),      // 30: dals.host.v1.StreamLogsRequest
-	(*StreamLogsResponse)(nil),     // 31: dals.host.v1.StreamLogsResponse
-	(*AddClientRequest)(nil),       // 32: dals.host.v1.AddClientRequest
-	(*AddClientResponse)(nil),      // 33: dals.host.v1.AddClientResponse
-	(*ListClientsRequest)(nil),     // 34: dals.host.v1.ListClientsRequest
-	(*ListClientsResponse)(nil),    // 35: dals.host.v1.ListClientsResponse
-	(*RevokeClientRequest)(nil),    // 36: dals.host.v1.RevokeClientRequest
-	(*RevokeClientResponse)(nil),   // 37: dals.host.v1.RevokeClientResponse
-	(*Client)(nil),                 // 38: dals.host.v1.Client
-	(*BackupRequest)(nil),          // 39: dals.host.v1.BackupRequest
-	(*BackupResponse)(nil),         // 40: dals.host.v1.BackupResponse
-	(*CollectGarbageRequest)(nil),  // 41: dals.host.v1.CollectGarbageRequest
-	(*CollectGarbageResponse)(nil), // 42: dals.host.v1.CollectGarbageResponse
-	(*Garbage)(nil),                // 43: dals.host.v1.Garbage
-	(*DownRequest)(nil),            // 44: dals.host.v1.DownRequest
-	(*DownResponse)(nil),           // 45: dals.host.v1.DownResponse
-	(*v1.TaskKind)(nil),            // 46: dals.worker.v1.TaskKind
-	(*v1.Envelope)(nil),            // 47: dals.worker.v1.Envelope
+	(*Metrics)(nil),                // 18: dals.host.v1.Metrics
+	(*RetireRequest)(nil),          // 19: dals.host.v1.RetireRequest
+	(*RetireResponse)(nil),         // 20: dals.host.v1.RetireResponse
+	(*StopRequest)(nil),            // 21: dals.host.v1.StopRequest
+	(*StopResponse)(nil),           // 22: dals.host.v1.StopResponse
+	(*StartRequest)(nil),           // 23: dals.host.v1.StartRequest
+	(*StartResponse)(nil),          // 24: dals.host.v1.StartResponse
+	(*RestartRequest)(nil),         // 25: dals.host.v1.RestartRequest
+	(*RestartResponse)(nil),        // 26: dals.host.v1.RestartResponse
+	(*UpgradeRequest)(nil),         // 27: dals.host.v1.UpgradeRequest
+	(*UpgradeResponse)(nil),        // 28: dals.host.v1.UpgradeResponse
+	(*SendRequest)(nil),            // 29: dals.host.v1.SendRequest
+	(*SendResponse)(nil),           // 30: dals.host.v1.SendResponse
+	(*StreamLogsRequest)(nil),      // 31: dals.host.v1.StreamLogsRequest
+	(*StreamLogsResponse)(nil),     // 32: dals.host.v1.StreamLogsResponse
+	(*AddClientRequest)(nil),       // 33: dals.host.v1.AddClientRequest
+	(*AddClientResponse)(nil),      // 34: dals.host.v1.AddClientResponse
+	(*ListClientsRequest)(nil),     // 35: dals.host.v1.ListClientsRequest
+	(*ListClientsResponse)(nil),    // 36: dals.host.v1.ListClientsResponse
+	(*RevokeClientRequest)(nil),    // 37: dals.host.v1.RevokeClientRequest
+	(*RevokeClientResponse)(nil),   // 38: dals.host.v1.RevokeClientResponse
+	(*Client)(nil),                 // 39: dals.host.v1.Client
+	(*BackupRequest)(nil),          // 40: dals.host.v1.BackupRequest
+	(*BackupResponse)(nil),         // 41: dals.host.v1.BackupResponse
+	(*CollectGarbageRequest)(nil),  // 42: dals.host.v1.CollectGarbageRequest
+	(*CollectGarbageResponse)(nil), // 43: dals.host.v1.CollectGarbageResponse
+	(*Garbage)(nil),                // 44: dals.host.v1.Garbage
+	(*DownRequest)(nil),            // 45: dals.host.v1.DownRequest
+	(*DownResponse)(nil),           // 46: dals.host.v1.DownResponse
+	(*v1.TaskKind)(nil),            // 47: dals.worker.v1.TaskKind
+	(*v1.Envelope)(nil),            // 48: dals.worker.v1.Envelope
 }
 var file_host_v1_host_proto_depIdxs = []int32{
 	4,  // 0: dals.host.v1.ListTypesResponse.types:type_name -> dals.host.v1.WorkerType
-	46, // 1: dals.host.v1.WorkerType.tasks:type_name -> dals.worker.v1.TaskKind
+	47, // 1: dals.host.v1.WorkerType.tasks:type_name -> dals.worker.v1.TaskKind
 	7,  // 2: dals.host.v1.ListPluginsResponse.plugins:type_name -> dals.host.v1.Plugin
 	12, // 3: dals.host.v1.ForgeResponse.worker:type_name -> dals.host.v1.Worker
 	11, // 4: dals.host.v1.ForgeResponse.plan:type_name -> dals.host.v1.PlanStep
@@ -3114,60 +3222,62 @@ var file_host_v1_host_proto_depIdxs = []int32{
 	13, // 6: dals.host.v1.Worker.heartbeat:type_name -> dals.host.v1.Heartbeat
 	12, // 7: dals.host.v1.ListWorkersResponse.workers:type_name -> dals.host.v1.Worker
 	12, // 8: dals.host.v1.GetWorkerResponse.worker:type_name -> dals.host.v1.Worker
-	12, // 9: dals.host.v1.RetireResponse.worker:type_name -> dals.host.v1.Worker
-	12, // 10: dals.host.v1.StopResponse.worker:type_name -> dals.host.v1.Worker
-	12, // 11: dals.host.v1.StartResponse.worker:type_name -> dals.host.v1.Worker
-	12, // 12: dals.host.v1.RestartResponse.worker:type_name -> dals.host.v1.Worker
-	12, // 13: dals.host.v1.UpgradeResponse.worker:type_name -> dals.host.v1.Worker
-	47, // 14: dals.host.v1.SendRequest.envelope:type_name -> dals.worker.v1.Envelope
-	47, // 15: dals.host.v1.SendResponse.result:type_name -> dals.worker.v1.Envelope
-	38, // 16: dals.host.v1.AddClientResponse.client:type_name -> dals.host.v1.Client
-	38, // 17: dals.host.v1.ListClientsResponse.clients:type_name -> dals.host.v1.Client
-	38, // 18: dals.host.v1.RevokeClientResponse.client:type_name -> dals.host.v1.Client
-	43, // 19: dals.host.v1.CollectGarbageResponse.garbage:type_name -> dals.host.v1.Garbage
-	0,  // 20: dals.host.v1.HostService.GetStatus:input_type -> dals.host.v1.GetStatusRequest
-	2,  // 21: dals.host.v1.HostService.ListTypes:input_type -> dals.host.v1.ListTypesRequest
-	5,  // 22: dals.host.v1.HostService.ListPlugins:input_type -> dals.host.v1.ListPluginsRequest
-	8,  // 23: dals.host.v1.HostService.Forge:input_type -> dals.host.v1.ForgeRequest
-	14, // 24: dals.host.v1.HostService.ListWorkers:input_type -> dals.host.v1.ListWorkersRequest
-	16, // 25: dals.host.v1.HostService.GetWorker:input_type -> dals.host.v1.GetWorkerRequest
-	18, // 26: dals.host.v1.HostService.Retire:input_type -> dals.host.v1.RetireRequest
-	20, // 27: dals.host.v1.HostService.Stop:input_type -> dals.host.v1.StopRequest
-	22, // 28: dals.host.v1.HostService.Start:input_type -> dals.host.v1.StartRequest
-	24, // 29: dals.host.v1.HostService.Restart:input_type -> dals.host.v1.RestartRequest
-	26, // 30: dals.host.v1.HostService.Upgrade:input_type -> dals.host.v1.UpgradeRequest
-	28, // 31: dals.host.v1.HostService.Send:input_type -> dals.host.v1.SendRequest
-	30, // 32: dals.host.v1.HostService.StreamLogs:input_type -> dals.host.v1.StreamLogsRequest
-	32, // 33: dals.host.v1.HostService.AddClient:input_type -> dals.host.v1.AddClientRequest
-	34, // 34: dals.host.v1.HostService.ListClients:input_type -> dals.host.v1.ListClientsRequest
-	36, // 35: dals.host.v1.HostService.RevokeClient:input_type -> dals.host.v1.RevokeClientRequest
-	39, // 36: dals.host.v1.HostService.Backup:input_type -> dals.host.v1.BackupRequest
-	41, // 37: dals.host.v1.HostService.CollectGarbage:input_type -> dals.host.v1.CollectGarbageRequest
-	44, // 38: dals.host.v1.HostService.Down:input_type -> dals.host.v1.DownRequest
-	1,  // 39: dals.host.v1.HostService.GetStatus:output_type -> dals.host.v1.GetStatusResponse
-	3,  // 40: dals.host.v1.HostService.ListTypes:output_type -> dals.host.v1.ListTypesResponse
-	6,  // 41: dals.host.v1.HostService.ListPlugins:output_type -> dals.host.v1.ListPluginsResponse
-	9,  // 42: dals.host.v1.HostService.Forge:output_type -> dals.host.v1.ForgeResponse
-	15, // 43: dals.host.v1.HostService.ListWorkers:output_type -> dals.host.v1.ListWorkersResponse
-	17, // 44: dals.host.v1.HostService.GetWorker:output_type -> dals.host.v1.GetWorkerResponse
-	19, // 45: dals.host.v1.HostService.Retire:output_type -> dals.host.v1.RetireResponse
-	21, // 46: dals.host.v1.HostService.Stop:output_type -> dals.host.v1.StopResponse
-	23, // 47: dals.host.v1.HostService.Start:output_type -> dals.host.v1.StartResponse
-	25, // 48: dals.host.v1.HostService.Restart:output_type -> dals.host.v1.RestartResponse
-	27, // 49: dals.host.v1.HostService.Upgrade:output_type -> dals.host.v1.UpgradeResponse
-	29, // 50: dals.host.v1.HostService.Send:output_type -> dals.host.v1.SendResponse
-	31, // 51: dals.host.v1.HostService.StreamLogs:output_type -> dals.host.v1.StreamLogsResponse
-	33, // 52: dals.host.v1.HostService.AddClient:output_type -> dals.host.v1.AddClientResponse
-	35, // 53: dals.host.v1.HostService.ListClients:output_type -> dals.host.v1.ListClientsResponse
-	37, // 54: dals.host.v1.HostService.RevokeClient:output_type -> dals.host.v1.RevokeClientResponse
-	40, // 55: dals.host.v1.HostService.Backup:output_type -> dals.host.v1.BackupResponse
-	42, // 56: dals.host.v1.HostService.CollectGarbage:output_type -> dals.host.v1.CollectGarbageResponse
-	45, // 57: dals.host.v1.HostService.Down:output_type -> dals.host.v1.DownResponse
-	39, // [39:58] is the sub-list for method output_type
-	20, // [20:39] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	18, // 9: dals.host.v1.GetWorkerResponse.metrics:type_name -> dals.host.v1.Metrics
+	47, // 10: dals.host.v1.GetWorkerResponse.tasks:type_name -> dals.worker.v1.TaskKind
+	12, // 11: dals.host.v1.RetireResponse.worker:type_name -> dals.host.v1.Worker
+	12, // 12: dals.host.v1.StopResponse.worker:type_name -> dals.host.v1.Worker
+	12, // 13: dals.host.v1.StartResponse.worker:type_name -> dals.host.v1.Worker
+	12, // 14: dals.host.v1.RestartResponse.worker:type_name -> dals.host.v1.Worker
+	12, // 15: dals.host.v1.UpgradeResponse.worker:type_name -> dals.host.v1.Worker
+	48, // 16: dals.host.v1.SendRequest.envelope:type_name -> dals.worker.v1.Envelope
+	48, // 17: dals.host.v1.SendResponse.result:type_name -> dals.worker.v1.Envelope
+	39, // 18: dals.host.v1.AddClientResponse.client:type_name -> dals.host.v1.Client
+	39, // 19: dals.host.v1.ListClientsResponse.clients:type_name -> dals.host.v1.Client
+	39, // 20: dals.host.v1.RevokeClientResponse.client:type_name -> dals.host.v1.Client
+	44, // 21: dals.host.v1.CollectGarbageResponse.garbage:type_name -> dals.host.v1.Garbage
+	0,  // 22: dals.host.v1.HostService.GetStatus:input_type -> dals.host.v1.GetStatusRequest
+	2,  // 23: dals.host.v1.HostService.ListTypes:input_type -> dals.host.v1.ListTypesRequest
+	5,  // 24: dals.host.v1.HostService.ListPlugins:input_type -> dals.host.v1.ListPluginsRequest
+	8,  // 25: dals.host.v1.HostService.Forge:input_type -> dals.host.v1.ForgeRequest
+	14, // 26: dals.host.v1.HostService.ListWorkers:input_type -> dals.host.v1.ListWorkersRequest
+	16, // 27: dals.host.v1.HostService.GetWorker:input_type -> dals.host.v1.GetWorkerRequest
+	19, // 28: dals.host.v1.HostService.Retire:input_type -> dals.host.v1.RetireRequest
+	21, // 29: dals.host.v1.HostService.Stop:input_type -> dals.host.v1.StopRequest
+	23, // 30: dals.host.v1.HostService.Start:input_type -> dals.host.v1.StartRequest
+	25, // 31: dals.host.v1.HostService.Restart:input_type -> dals.host.v1.RestartRequest
+	27, // 32: dals.host.v1.HostService.Upgrade:input_type -> dals.host.v1.UpgradeRequest
+	29, // 33: dals.host.v1.HostService.Send:input_type -> dals.host.v1.SendRequest
+	31, // 34: dals.host.v1.HostService.StreamLogs:input_type -> dals.host.v1.StreamLogsRequest
+	33, // 35: dals.host.v1.HostService.AddClient:input_type -> dals.host.v1.AddClientRequest
+	35, // 36: dals.host.v1.HostService.ListClients:input_type -> dals.host.v1.ListClientsRequest
+	37, // 37: dals.host.v1.HostService.RevokeClient:input_type -> dals.host.v1.RevokeClientRequest
+	40, // 38: dals.host.v1.HostService.Backup:input_type -> dals.host.v1.BackupRequest
+	42, // 39: dals.host.v1.HostService.CollectGarbage:input_type -> dals.host.v1.CollectGarbageRequest
+	45, // 40: dals.host.v1.HostService.Down:input_type -> dals.host.v1.DownRequest
+	1,  // 41: dals.host.v1.HostService.GetStatus:output_type -> dals.host.v1.GetStatusResponse
+	3,  // 42: dals.host.v1.HostService.ListTypes:output_type -> dals.host.v1.ListTypesResponse
+	6,  // 43: dals.host.v1.HostService.ListPlugins:output_type -> dals.host.v1.ListPluginsResponse
+	9,  // 44: dals.host.v1.HostService.Forge:output_type -> dals.host.v1.ForgeResponse
+	15, // 45: dals.host.v1.HostService.ListWorkers:output_type -> dals.host.v1.ListWorkersResponse
+	17, // 46: dals.host.v1.HostService.GetWorker:output_type -> dals.host.v1.GetWorkerResponse
+	20, // 47: dals.host.v1.HostService.Retire:output_type -> dals.host.v1.RetireResponse
+	22, // 48: dals.host.v1.HostService.Stop:output_type -> dals.host.v1.StopResponse
+	24, // 49: dals.host.v1.HostService.Start:output_type -> dals.host.v1.StartResponse
+	26, // 50: dals.host.v1.HostService.Restart:output_type -> dals.host.v1.RestartResponse
+	28, // 51: dals.host.v1.HostService.Upgrade:output_type -> dals.host.v1.UpgradeResponse
+	30, // 52: dals.host.v1.HostService.Send:output_type -> dals.host.v1.SendResponse
+	32, // 53: dals.host.v1.HostService.StreamLogs:output_type -> dals.host.v1.StreamLogsResponse
+	34, // 54: dals.host.v1.HostService.AddClient:output_type -> dals.host.v1.AddClientResponse
+	36, // 55: dals.host.v1.HostService.ListClients:output_type -> dals.host.v1.ListClientsResponse
+	38, // 56: dals.host.v1.HostService.RevokeClient:output_type -> dals.host.v1.RevokeClientResponse
+	41, // 57: dals.host.v1.HostService.Backup:output_type -> dals.host.v1.BackupResponse
+	43, // 58: dals.host.v1.HostService.CollectGarbage:output_type -> dals.host.v1.CollectGarbageResponse
+	46, // 59: dals.host.v1.HostService.Down:output_type -> dals.host.v1.DownResponse
+	41, // [41:60] is the sub-list for method output_type
+	22, // [22:41] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_host_v1_host_proto_init() }
@@ -3181,7 +3291,7 @@ func file_host_v1_host_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_host_v1_host_proto_rawDesc), len(file_host_v1_host_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   46,
+			NumMessages:   47,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1,0 +1,98 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+
+	"github.com/dals-host/dals-host/host/control"
+	"github.com/dals-host/dals-host/host/launch"
+	"github.com/dals-host/dals-host/host/registry"
+	"github.com/dals-host/dals-host/host/worker"
+	"github.com/dals-host/dals-host/sdk/identity"
+	"github.com/dals-host/dals-host/sdk/manifest"
+)
+
+func (b backend) Workers(ctx context.Context, f control.WorkerFilter) ([]control.WorkerView, error) {
+	workers, err := b.registry.Workers(ctx, registry.Filter{Type: f.Type, State: f.State, IncludeRetired: f.Retired})
+	if err != nil {
+		return nil, err
+	}
+	views := make([]control.WorkerView, len(workers))
+	for i, w := range workers {
+		views[i] = b.view(ctx, w)
+	}
+	return views, nil
+}
+
+func (b backend) Worker(ctx context.Context, ref string) (control.WorkerDetail, error) {
+	w, err := findWorker(ctx, b.registry, ref)
+	if err != nil {
+		return control.WorkerDetail{}, err
+	}
+	d := control.WorkerDetail{WorkerView: b.view(ctx, w), Metrics: b.metrics(w.Serial)}
+	if descriptor, err := b.plugins.Descriptor(w.PluginDigest); err == nil {
+		d.Tasks = descriptor.GetTasks() // else the plugin is forgotten, with its last worker
+	}
+	root, err := b.stage.OpenRoot(w.Serial)
+	if errors.Is(err, worker.ErrNotFound) {
+		return d, nil
+	}
+	if err != nil {
+		return d, err
+	}
+	defer root.Close()
+	// What is missing of them shows in the vault's integrity.
+	d.Identity, _ = root.ReadFile(identity.File)
+	d.Manifest, _ = root.ReadFile(manifest.File)
+	return d, nil
+}
+
+func (b backend) Log(ctx context.Context, ref string) (*os.File, error) {
+	w, err := findWorker(ctx, b.registry, ref)
+	if err != nil {
+		return nil, err
+	}
+	root, err := b.stage.OpenRoot(w.Serial)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	f, err := root.Open(path.Join(launch.LogsDir, launch.LogFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("log of worker %s: %w", w.Name, worker.ErrNotFound)
+	}
+	return f, err
+}
+
+// view adds to a worker what the host sees of its health. Its vault is whole
+// only if the host's own check and the worker's report hold.
+func (h *Host) view(ctx context.Context, w worker.Worker) control.WorkerView {
+	v := control.WorkerView{Worker: w, HeartbeatInterval: heartbeatInterval}
+	if w.State == worker.StateRetired || w.State == worker.StateForging {
+		return v
+	}
+	health := h.broker.Health(w.Serial)
+	v.LastHeartbeat, v.MissedHeartbeats = health.Last, health.Missed
+	v.VaultFault = h.integrity.fault(ctx, w)
+	switch {
+	case v.VaultFault != "":
+	case health.VaultFault != "":
+		v.VaultFault = "the worker reports: " + health.VaultFault
+	case !health.VaultIntegrity:
+		v.VaultFault = "the worker has not reported yet"
+	default:
+		v.VaultIntegrity = true
+	}
+	return v
+}
+
+func (h *Host) metrics(serial worker.Serial) control.Metrics {
+	health := h.broker.Health(serial)
+	return control.Metrics{
+		StartedAt: health.StartedAt, InFlight: health.InFlight, Done: health.Done, Failed: health.Failed, RSSBytes: health.RSSBytes,
+	}
+}
