@@ -24,6 +24,7 @@ type portKeeper struct {
 	pool     *ports.Pool
 	registry *registry.Registry
 	health   func(worker.Serial) ports.Health
+	changed  func(worker.Serial) // hears of a worker whose port is served again
 	logger   hclog.Logger
 
 	mu   sync.Mutex
@@ -43,7 +44,7 @@ func (h *Host) openPorts(context.Context) error {
 		return err
 	}
 	h.ports = &portKeeper{
-		pool: pool, registry: h.registry, health: h.portHealth, logger: h.Logger.Named("ports"),
+		pool: pool, registry: h.registry, health: h.portHealth, changed: h.mirrors.changed, logger: h.Logger.Named("ports"),
 		held: map[worker.Serial]*ports.Listener{}, lost: map[worker.Serial]lostPort{},
 	}
 	h.onClose(h.ports.close)
@@ -131,6 +132,7 @@ func (k *portKeeper) regain(ctx context.Context) {
 			continue
 		}
 		k.logger.Info("port of a worker bound again", "serial", serial, "port", p.port)
+		k.changed(serial)
 	}
 }
 

@@ -77,6 +77,7 @@ func (h *Host) view(ctx context.Context, w worker.Worker) control.WorkerView {
 	}
 	health := h.broker.Health(w.Serial)
 	v.LastHeartbeat, v.MissedHeartbeats = health.Last, health.Missed
+	v.PortFault = h.ports.fault(w.Serial)
 	v.VaultFault = h.integrity.fault(ctx, w)
 	switch {
 	case v.VaultFault != "":

@@ -62,7 +62,7 @@ worker_manifest.json as they are on disk.`,
 func workerTable(t *table, workers []client.Worker) {
 	t.row("NAME", "TYPE", "VERSION", "SERIAL", "CLASS", "PORT", "STATE", "VAULT", "HEARTBEAT")
 	for _, w := range workers {
-		t.row(w.WorkerName, w.WorkerType, w.TypeVersion, w.WorkerSerial, w.ClassCode, strconv.Itoa(w.Port),
+		t.row(w.WorkerName, w.WorkerType, w.TypeVersion, w.WorkerSerial, w.ClassCode, portWord(w),
 			w.State, vaultWord(w), heartbeatWord(w))
 	}
 }
@@ -95,7 +95,7 @@ func factsText(t *table, w client.Worker) {
 	t.row("model number", w.ModelNumber)
 	t.row("ledger code", w.LedgerCode)
 	t.row("class code", w.ClassCode)
-	t.row("port", strconv.Itoa(w.Port))
+	t.row("port", reasoned(strconv.Itoa(w.Port), w.PortFault))
 	t.row("launcher", w.Launcher)
 	t.row("state", reasoned(w.State, w.StateReason))
 	if w.Restarts > 0 {
@@ -123,6 +123,13 @@ func reasoned(word, reason string) string {
 		return word
 	}
 	return word + ": " + reason
+}
+
+func portWord(w client.Worker) string {
+	if w.PortFault != "" {
+		return strconv.Itoa(w.Port) + " not served"
+	}
+	return strconv.Itoa(w.Port)
 }
 
 func vaultWord(w client.Worker) string {

@@ -105,6 +105,7 @@ type WorkerView struct {
 	worker.Worker
 	VaultIntegrity    bool
 	VaultFault        string    // the part that failed when VaultIntegrity is false
+	PortFault         string    // why its port is not answered; empty when it is
 	LastHeartbeat     time.Time // zero before the first
 	HeartbeatInterval time.Duration
 	MissedHeartbeats  int

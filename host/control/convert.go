@@ -27,6 +27,7 @@ func WorkerProto(v WorkerView) *hostv1.Worker {
 		ImageDigest:    v.ImageDigest,
 		VaultIntegrity: v.VaultIntegrity,
 		VaultFault:     v.VaultFault,
+		PortFault:      v.PortFault,
 		Heartbeat: &hostv1.Heartbeat{
 			Last:      timestamp(v.LastHeartbeat),
 			IntervalS: int32(v.HeartbeatInterval / time.Second),

@@ -68,6 +68,8 @@ func launchers(t *testing.T, test func(t *testing.T, h *host)) {
 type host struct {
 	t        testing.TB
 	launcher string
+	flags    []string // of serve
+	in       string   // where the data folder is made; empty for the usual place
 	dir      string
 	cmd      *exec.Cmd
 	id       string
@@ -88,7 +90,7 @@ func newHost(t testing.TB, launcher string) *host {
 func (h *host) setup() {
 	h.t.Helper()
 	// Not t.TempDir: its removal would hide what down leaves behind.
-	dir, err := os.MkdirTemp("", "dals-e2e-data-")
+	dir, err := os.MkdirTemp(h.in, "dals-e2e-data-")
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -110,7 +112,8 @@ func (h *host) setup() {
 
 func (h *host) start() {
 	h.t.Helper()
-	h.cmd = exec.Command(filepath.Join(bin, "dals-host"), "--data-dir", h.dir, "--log-level", "debug", "serve", "--launcher", h.launcher)
+	args := append([]string{"--data-dir", h.dir, "--log-level", "debug", "serve", "--launcher", h.launcher}, h.flags...)
+	h.cmd = exec.Command(filepath.Join(bin, "dals-host"), args...)
 	h.cmd.Stderr, h.cmd.ExtraFiles = h.log, h.extra
 	stdout, err := h.cmd.StdoutPipe()
 	if err != nil {

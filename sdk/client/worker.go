@@ -28,6 +28,7 @@ type Worker struct {
 	ImageDigest    string    `json:"image_digest"`
 	VaultIntegrity bool      `json:"vault_integrity"`
 	VaultFault     string    `json:"vault_fault,omitempty"` // the part that failed
+	PortFault      string    `json:"port_fault,omitempty"`  // why its port is not answered at the moment
 	Heartbeat      Heartbeat `json:"heartbeat"`
 	Restarts       int       `json:"restarts,omitempty"`
 	CreatedAt      Time      `json:"created_at"`
@@ -72,6 +73,7 @@ func WorkerFromProto(w *hostv1.Worker) Worker {
 		ImageDigest:    w.GetImageDigest(),
 		VaultIntegrity: w.GetVaultIntegrity(),
 		VaultFault:     w.GetVaultFault(),
+		PortFault:      w.GetPortFault(),
 		Heartbeat: Heartbeat{
 			Last:     timeOf(w.GetHeartbeat().GetLast()),
 			Interval: int(w.GetHeartbeat().GetIntervalS()),

@@ -897,8 +897,11 @@ type Worker struct {
 	CreatedAt  string     `protobuf:"bytes,18,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	RetiredAt  string     `protobuf:"bytes,19,opt,name=retired_at,json=retiredAt,proto3" json:"retired_at,omitempty"`
 	// state_reason says why a worker is not live.
-	StateReason   string `protobuf:"bytes,20,opt,name=state_reason,json=stateReason,proto3" json:"state_reason,omitempty"`
-	Restarts      int32  `protobuf:"varint,21,opt,name=restarts,proto3" json:"restarts,omitempty"`
+	StateReason string `protobuf:"bytes,20,opt,name=state_reason,json=stateReason,proto3" json:"state_reason,omitempty"`
+	Restarts    int32  `protobuf:"varint,21,opt,name=restarts,proto3" json:"restarts,omitempty"`
+	// port_fault says why the host does not answer on the worker's port at the
+	// moment.
+	PortFault     string `protobuf:"bytes,22,opt,name=port_fault,json=portFault,proto3" json:"port_fault,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1078,6 +1081,13 @@ func (x *Worker) GetRestarts() int32 {
 		return x.Restarts
 	}
 	return 0
+}
+
+func (x *Worker) GetPortFault() string {
+	if x != nil {
+		return x.PortFault
+	}
+	return ""
 }
 
 type Heartbeat struct {
@@ -2973,7 +2983,7 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"\x06sha256\x18\x04 \x01(\tR\x06sha256\"4\n" +
 	"\bPlanStep\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\tR\x04step\x12\x14\n" +
-	"\x05makes\x18\x02 \x01(\tR\x05makes\"\xba\x05\n" +
+	"\x05makes\x18\x02 \x01(\tR\x05makes\"\xd9\x05\n" +
 	"\x06Worker\x12\x1f\n" +
 	"\vworker_name\x18\x01 \x01(\tR\n" +
 	"workerName\x12\x1f\n" +
@@ -3004,7 +3014,9 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"\n" +
 	"retired_at\x18\x13 \x01(\tR\tretiredAt\x12!\n" +
 	"\fstate_reason\x18\x14 \x01(\tR\vstateReason\x12\x1a\n" +
-	"\brestarts\x18\x15 \x01(\x05R\brestarts\"V\n" +
+	"\brestarts\x18\x15 \x01(\x05R\brestarts\x12\x1d\n" +
+	"\n" +
+	"port_fault\x18\x16 \x01(\tR\tportFault\"V\n" +
 	"\tHeartbeat\x12\x12\n" +
 	"\x04last\x18\x01 \x01(\tR\x04last\x12\x1d\n" +
 	"\n" +
