@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/dals-host/dals-host/host/catalog"
@@ -26,7 +27,7 @@ type plugins struct {
 	descriptors map[string]*workerv1.TypeDescriptor
 }
 
-func newPlugins(ctx context.Context, r *registry.Registry) (*plugins, error) {
+func newPlugins(ctx context.Context, r *registry.Registry, logger hclog.Logger) (*plugins, error) {
 	p := &plugins{registry: r, descriptors: map[string]*workerv1.TypeDescriptor{}}
 	known, err := r.Descriptors(ctx)
 	if err != nil {
@@ -35,7 +36,10 @@ func newPlugins(ctx context.Context, r *registry.Registry) (*plugins, error) {
 	for _, k := range known {
 		d := &workerv1.TypeDescriptor{}
 		if err := proto.Unmarshal(k.Descriptor, d); err != nil {
-			return nil, fmt.Errorf("read descriptor of plugin %s: %w: %w", k.Digest, err, worker.ErrCorrupt)
+			// One type's trouble is its own: without a descriptor its tasks are not
+			// known, until the binary is seen and asked again.
+			logger.Error("descriptor of a plugin not readable", "digest", k.Digest, "type", k.Type, "version", k.Version, "error", err)
+			continue
 		}
 		p.descriptors[k.Digest] = d
 	}
@@ -67,7 +71,7 @@ func (p *plugins) Verdicts(ctx context.Context) ([]catalog.Verdict, error) {
 	for _, k := range described {
 		d, err := p.Descriptor(k.Digest)
 		if err != nil {
-			return nil, err
+			continue // not readable: no verdict
 		}
 		verdicts = append(verdicts, catalog.Verdict{Digest: k.Digest, Descriptor: d, At: k.ProbedAt})
 	}
@@ -85,10 +89,8 @@ func (p *plugins) Claims(ctx context.Context) ([]catalog.Claim, error) {
 	}
 	claims := make([]catalog.Claim, len(types))
 	for i, t := range types {
-		d, err := p.Descriptor(t.Digest)
-		if err != nil {
-			return nil, err
-		}
+		// Also without a readable descriptor the version is taken by these bytes.
+		d, _ := p.Descriptor(t.Digest)
 		claims[i] = catalog.Claim{
 			Type: t.Name, Version: t.Version, Family: d.GetFamily(), Digest: t.Digest, OwnerUID: t.OwnerUID, At: t.RegisteredAt,
 		}
@@ -102,9 +104,9 @@ func (p *plugins) SaveVerdict(ctx context.Context, v catalog.Verdict) error {
 		return p.saveQuarantine(ctx, v)
 	}
 	d := v.Descriptor
-	text, err := proto.MarshalOptions{Deterministic: true}.Marshal(d)
+	text, err := encodeDescriptor(d)
 	if err != nil {
-		return fmt.Errorf("encode descriptor: %w", err)
+		return err
 	}
 	err = p.registry.Update(ctx, func(tx *registry.Tx) error {
 		if err := tx.RemoveQuarantine(v.Digest); err != nil {
@@ -123,7 +125,7 @@ func (p *plugins) SaveVerdict(ctx context.Context, v catalog.Verdict) error {
 }
 
 func (p *plugins) saveQuarantine(ctx context.Context, v catalog.Verdict) error {
-	line, err := pluginEntry(record.PluginQuarantined, v.At, record.PluginFields{Digest: v.Digest}, v.Reason)
+	line, err := pluginEntry(record.PluginQuarantined, v.At, record.PluginFields{Digest: v.Digest, Fix: v.Fix}, v.Reason)
 	if err != nil {
 		return err
 	}
@@ -138,18 +140,56 @@ func (p *plugins) saveQuarantine(ctx context.Context, v catalog.Verdict) error {
 
 // SaveClaim keeps the first sight of a version.
 func (p *plugins) SaveClaim(ctx context.Context, c catalog.Claim) error {
-	line, err := pluginEntry(record.PluginRegistered, c.At, record.PluginFields{Digest: c.Digest, Type: c.Type, Version: c.Version}, "")
+	lines, err := p.claimEntries(c)
 	if err != nil {
 		return err
 	}
 	return p.registry.Update(ctx, func(tx *registry.Tx) error {
 		err := tx.PutType(registry.Type{Name: c.Type, Version: c.Version, Digest: c.Digest, OwnerUID: c.OwnerUID, RegisteredAt: c.At})
-		if err != nil {
-			return err
+		for _, line := range lines {
+			if err == nil {
+				_, err = tx.Append(line)
+			}
 		}
-		_, err = tx.Append(line)
 		return err
 	})
+}
+
+// claimEntries tell the record all that the registry keeps of a claim. A
+// descriptor may be longer than an entry.
+func (p *plugins) claimEntries(c catalog.Claim) ([][]byte, error) {
+	d, err := p.Descriptor(c.Digest)
+	if err != nil {
+		return nil, err
+	}
+	rest, err := encodeDescriptor(d)
+	if err != nil {
+		return nil, err
+	}
+	var lines [][]byte
+	add := func(kind record.Kind, fields record.PluginFields) (err error) {
+		line, err := pluginEntry(kind, c.At, fields, "")
+		lines = append(lines, line)
+		return err
+	}
+	for len(rest) > record.MaxDescriptorPart {
+		if err := add(record.PluginDescribed, record.PluginFields{Digest: c.Digest, Descriptor: rest[:record.MaxDescriptorPart]}); err != nil {
+			return nil, err
+		}
+		rest = rest[record.MaxDescriptorPart:]
+	}
+	err = add(record.PluginRegistered, record.PluginFields{
+		Digest: c.Digest, Type: c.Type, Version: c.Version, OwnerUID: c.OwnerUID, Descriptor: rest,
+	})
+	return lines, err
+}
+
+func encodeDescriptor(d *workerv1.TypeDescriptor) ([]byte, error) {
+	text, err := proto.MarshalOptions{Deterministic: true}.Marshal(d)
+	if err != nil {
+		return nil, fmt.Errorf("encode descriptor: %w", err)
+	}
+	return text, nil
 }
 
 func pluginEntry(kind record.Kind, at time.Time, fields record.PluginFields, reason string) ([]byte, error) {
@@ -158,7 +198,7 @@ func pluginEntry(kind record.Kind, at time.Time, fields record.PluginFields, rea
 
 // openCatalog makes the catalog over the plugins folders.
 func (h *Host) openCatalog(ctx context.Context) (err error) {
-	if h.plugins, err = newPlugins(ctx, h.registry); err != nil {
+	if h.plugins, err = newPlugins(ctx, h.registry, h.Logger.Named("plugins")); err != nil {
 		return fmt.Errorf("read known plugins: %w", err)
 	}
 	prober, err := catalog.NewProber(catalog.ProberConfig{Dir: h.paths.probes, UID: firstUIDOf(h.keys.HostID()), Logger: h.Logger.Named("probe")})

@@ -67,7 +67,7 @@ func (b *Broker) admit(d *delivery, a Admitted, timeout time.Duration) (err erro
 		Attempt: 1, Header: a.Envelope.GetHeader(), AdmittedAt: now, Deadline: now.Add(timeout),
 	}
 	fields := record.FieldsOfEnvelope(a.Envelope, a.Header, a.Worker.Serial)
-	fields.Attempt = d.Attempt
+	fields.Attempt, fields.Deadline = d.Attempt, d.Deadline
 	entry, err := record.Entry{At: now, Kind: record.Admitted, Envelope: fields}.Encode()
 	if err != nil {
 		return fmt.Errorf("record envelope: %w", err)

@@ -41,7 +41,9 @@ const (
 	Refused           Kind = "refused"            // Refusal, and Envelope: a no after the proof held
 	RefusedSummary    Kind = "refused_summary"    // Refusal: how many before a proof held, by peer
 	HostStarted       Kind = "host_started"       // no section; Reason tells the host's version
-	PluginRegistered  Kind = "plugin_registered"  // Plugin
+	Recovered         Kind = "recovered"          // no section; the registry was made again, Reason tells from what
+	PluginDescribed   Kind = "plugin_described"   // Plugin: a part of a descriptor too long for one entry
+	PluginRegistered  Kind = "plugin_registered"  // Plugin: with the (rest of the) descriptor
 	PluginQuarantined Kind = "plugin_quarantined" // Plugin; with a reason
 )
 
@@ -75,6 +77,8 @@ type EnvelopeFields struct {
 	AdmittedIndex *uint64 `json:"admitted_index,omitempty"` // on results: the entry of the admission
 	Attempt       uint32  `json:"attempt,omitempty"`
 	Status        string  `json:"status,omitempty"` // on results: ok, failed, refused
+	// Deadline is, on admissions, when the worker's time is over.
+	Deadline time.Time `json:"deadline,omitzero"`
 }
 
 // ClientFields say who may send, or no longer.
@@ -94,13 +98,22 @@ type RefusalFields struct {
 	Count  uint64 `json:"count,omitempty"`
 }
 
-// PluginFields name a plugin binary.
+// PluginFields name a plugin binary and say what the host made of it.
 type PluginFields struct {
-	Path    string `json:"path"`
-	Digest  string `json:"digest"` // hex SHA-256
-	Type    string `json:"type,omitempty"`
-	Version string `json:"version,omitempty"`
+	Path     string `json:"path"`
+	Digest   string `json:"digest"` // hex SHA-256
+	Type     string `json:"type,omitempty"`
+	Version  string `json:"version,omitempty"`
+	OwnerUID int    `json:"owner_uid,omitempty"` // of the file that brought it first
+	Fix      string `json:"fix,omitempty"`       // of a quarantine: what helps
+	// Descriptor is what the binary said of its type, as the host keeps it. One
+	// of more than MaxDescriptorPart bytes is the parts of the PluginDescribed
+	// entries of that digest just before, and then this.
+	Descriptor []byte `json:"descriptor,omitempty"`
 }
+
+// MaxDescriptorPart is the most bytes of a descriptor that one entry carries.
+const MaxDescriptorPart = 40 << 10
 
 // Encode is the entry as it is appended: one line of JSON without its newline.
 // V is filled in, times are cut to UTC milliseconds, and the texts that others
@@ -121,7 +134,7 @@ func (e Entry) bounded() Entry {
 	}
 	if e.Plugin != nil {
 		p := *e.Plugin
-		p.Path, p.Type, p.Version = Text(p.Path), Text(p.Type), Text(p.Version)
+		p.Path, p.Type, p.Version, p.Fix = Text(p.Path), Text(p.Type), Text(p.Version), Text(p.Fix)
 		e.Plugin = &p
 	}
 	if e.Client != nil {
@@ -155,6 +168,11 @@ func (e Entry) encode() ([]byte, error) {
 		w := *e.Worker
 		w.CreatedAt = w.CreatedAt.UTC().Truncate(time.Millisecond)
 		e.Worker = &w
+	}
+	if e.Envelope != nil {
+		env := *e.Envelope
+		env.Deadline = env.Deadline.UTC().Truncate(time.Millisecond)
+		e.Envelope = &env
 	}
 	if err := e.check(); err != nil {
 		return nil, fmt.Errorf("encode entry: %w", err)
@@ -226,9 +244,9 @@ func (e Entry) check() error {
 		ref, envOptional = true, true
 	case RefusedSummary:
 		ref = true
-	case PluginRegistered, PluginQuarantined:
+	case PluginRegistered, PluginQuarantined, PluginDescribed:
 		p = true
-	case HostStarted:
+	case HostStarted, Recovered:
 	default:
 		return fmt.Errorf("kind %.40q: %w", e.Kind, worker.ErrInvalid)
 	}

@@ -32,6 +32,7 @@ func someEntries() []Entry {
 		WorkerSerial: "DMN-TP-1-deadbeef-00001", Kind: "template.echo", PayloadSHA256: "00ff", Size: 12,
 		Header: []byte{0, 1, 2}, Signature: bytes.Repeat([]byte{9}, 64), AdmittedIndex: new(uint64(0)), Attempt: 1, Status: "ok",
 	}
+	admitted := &EnvelopeFields{ID: "0192-id", Header: []byte{1}, Deadline: time.Date(2026, 11, 22, 17, 31, 0, 0, time.UTC)}
 	client := &ClientFields{Name: "operator", ID: "key:abc", PublicKey: []byte{1}}
 	w := FieldsOf(someWorker())
 	return []Entry{
@@ -42,14 +43,16 @@ func someEntries() []Entry {
 		{At: at, Kind: WorkerRestarted, Worker: w},
 		{At: at, Kind: ClientAdded, Client: client},
 		{At: at, Kind: ClientRevoked, Client: client},
-		{At: at, Kind: Admitted, Envelope: env},
+		{At: at, Kind: Admitted, Envelope: admitted},
 		{At: at, Kind: Result, Envelope: env},
 		{At: at, Kind: Refused, Envelope: env, Refusal: &RefusalFields{Code: "replayed", Reason: "seen"}},
 		{At: at, Kind: Refused, Refusal: &RefusalFields{Code: "kind_unknown"}},
 		{At: at, Kind: RefusedSummary, Refusal: &RefusalFields{Code: "bad_proof", Peer: "uid 1000", Count: 17}},
 		{At: at, Kind: HostStarted, Reason: "dals-host 2.0"},
-		{At: at, Kind: PluginRegistered, Plugin: &PluginFields{Path: "/p", Digest: "ab", Type: "template", Version: "1.0.0"}},
-		{At: at, Kind: PluginQuarantined, Plugin: &PluginFields{Path: "/p", Digest: "ab"}, Reason: "no ELF"},
+		{At: at, Kind: Recovered, Reason: "17 entries"},
+		{At: at, Kind: PluginDescribed, Plugin: &PluginFields{Digest: "ab", Descriptor: []byte{1}}},
+		{At: at, Kind: PluginRegistered, Plugin: &PluginFields{Path: "/p", Digest: "ab", Type: "template", Version: "1.0.0", OwnerUID: 17, Descriptor: []byte{2}}},
+		{At: at, Kind: PluginQuarantined, Plugin: &PluginFields{Path: "/p", Digest: "ab", Fix: "build it"}, Reason: "no ELF"},
 	}
 }
 
