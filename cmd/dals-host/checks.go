@@ -89,28 +89,6 @@ func checkFileSystem(dir string) finding {
 	return ok("%d MiB free at %s", free>>20, at)
 }
 
-func (a *app) checkKey() finding {
-	const fix = "dals-host client add NAME --key-out FILE, then --key FILE"
-	file, err := a.keyFile()
-	if err != nil {
-		return fail("", "%v", err)
-	}
-	if _, err := os.Stat(filepath.Dir(file)); errors.Is(err, os.ErrNotExist) {
-		return ok("%s is not there yet: serve makes it with the data folder", file)
-	}
-	info, err := os.Stat(file)
-	if err != nil {
-		return fail(fix, "%v", err)
-	}
-	if info.Mode().Perm()&0o077 != 0 {
-		return fail("chmod 600 "+file, "%s has mode %04o: others can sign with it", file, info.Mode().Perm())
-	}
-	if _, err := a.loadKey(); err != nil {
-		return fail(fix, "%v", err)
-	}
-	return ok("%s", file)
-}
-
 func (a *app) checkHost(ctx context.Context) finding {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()

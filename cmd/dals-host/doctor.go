@@ -87,7 +87,7 @@ func (a *app) examine(ctx context.Context) ([]finding, error) {
 		{"ports", checkPorts},
 		{"data folder", func() finding { return checkFolder(dir) }},
 		{"file system", func() finding { return checkFileSystem(dir) }},
-		{"operator key", a.checkKey},
+		{"operator key", func() finding { return a.checkKey(ctx) }},
 		{"host", func() finding { return a.checkHost(ctx) }},
 	} {
 		f := check.find()
