@@ -3,6 +3,7 @@ package host
 import (
 	"context"
 	"crypto/ed25519"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -39,6 +40,14 @@ func (b backend) Plan(ctx context.Context, r control.ForgeRequest) (control.Plan
 	p := control.Plan{Worker: control.WorkerView{Worker: plan.Worker, HeartbeatInterval: heartbeatInterval}, Hash: plan.Hash}
 	for _, s := range plan.Steps {
 		p.Steps = append(p.Steps, control.PlanStep(s))
+	}
+	for _, f := range plan.Files {
+		p.Files = append(p.Files, control.PlanFile(f))
+	}
+	if plan.Manifest != nil {
+		if p.Manifest, err = json.Marshal(plan.Manifest); err != nil {
+			return control.Plan{}, fmt.Errorf("encode planned manifest: %w", err)
+		}
 	}
 	return p, nil
 }

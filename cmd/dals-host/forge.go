@@ -34,6 +34,7 @@ again finds the worker that it made. Another request for a taken name fails.`,
 		Example: `  dals-host forge --list-types
   dals-host forge --type template --name nora --class-code A1 --dry-run
   dals-host forge --type template --name nora --class-code A1
+  dals-host forge --type template --name nora --class-code A1 --plan-hash p1-…
   dals-host forge --type ledger --name books --class-code 300.100.000 --set max_record_bytes=4096`,
 		Args: exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -64,6 +65,7 @@ again finds the worker that it made. Another request for a taken name fails.`,
 	flags.StringVar(&configFile, "config", "", "`FILE` with the worker's config, a JSON object; - is stdin")
 	flags.StringArrayVar(&settings, "set", nil, "set `KEY=VALUE` in the config; a value that is not JSON is text (repeatable)")
 	flags.BoolVar(&request.DryRun, "dry-run", false, "print the plan and make nothing")
+	flags.StringVar(&request.PlanHash, "plan-hash", "", "forge only what a dry run with this plan `HASH` said")
 	flags.BoolVar(&listTypes, "list-types", false, "list the worker types instead")
 	flags.DurationVar(&request.Timeout, "timeout", 0, "bound on the whole forge (default the host's)")
 	completeFlag(cmd, "type", a.typeNames)
@@ -89,6 +91,17 @@ func (a *app) forge(ctx context.Context, c *client.Client, r client.ForgeRequest
 		t.row("", "STEP", "MAKES")
 		for i, s := range made.Plan {
 			t.row(strconv.Itoa(i+1), s.Step, s.Makes)
+		}
+		if len(made.Files) > 0 {
+			t.text("")
+			t.row("MODE", "SIZE", "SHA256", "FILE")
+		}
+		for _, f := range made.Files {
+			size, sum := strconv.FormatInt(f.Size, 10), f.SHA256
+			if sum == "" {
+				size, sum = "-", "-"
+			}
+			t.row(f.Mode, size, sum, f.Path)
 		}
 		t.text("plan %s", made.PlanHash)
 	})

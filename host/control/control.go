@@ -79,6 +79,7 @@ type ForgeRequest struct {
 	Version   string        // empty for the default version of the type
 	Config    []byte        // a JSON object, or empty for the type's defaults
 	Timeout   time.Duration // bounds the whole forge; zero means the host's default
+	PlanHash  string        // of the plan that was agreed to; empty for none
 }
 
 // ForgeResult is a forged worker.
@@ -89,15 +90,25 @@ type ForgeResult struct {
 
 // Plan is what a forge would do.
 type Plan struct {
-	Worker WorkerView
-	Steps  []PlanStep
-	Hash   string
+	Worker   WorkerView
+	Steps    []PlanStep
+	Files    []PlanFile
+	Manifest []byte // worker_manifest.json, as far as it is known
+	Hash     string
 }
 
 // PlanStep is one step of the forge and what it would make.
 type PlanStep struct {
 	Step  string
 	Makes string
+}
+
+// PlanFile is a file of a plan, or a folder: its path ends in /.
+type PlanFile struct {
+	Path   string
+	Mode   string // octal, as in 0440
+	Size   int64
+	SHA256 string // hex; empty, as is Size, where it is known only once it is made
 }
 
 // WorkerView is a worker with what the host sees of its health.

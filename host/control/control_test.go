@@ -416,15 +416,16 @@ func TestForge(t *testing.T) {
 			return control.ForgeResult{Worker: made, Existed: true}, nil
 		},
 		plan: func(context.Context, control.ForgeRequest) (control.Plan, error) {
-			return control.Plan{Worker: made, Steps: []control.PlanStep{{Step: "s", Makes: "m"}}, Hash: "h"}, nil
+			return control.Plan{Worker: made, Steps: []control.PlanStep{{Step: "s", Makes: "m"}}, Hash: "h",
+				Files: []control.PlanFile{{Path: "f", Mode: "0440", Size: 7, SHA256: "ab"}}, Manifest: []byte("{}")}, nil
 		},
 	})
-	request := &hostv1.ForgeRequest{WorkerName: "nora", WorkerType: "template", ClassCode: "A1", TypeVersion: "1.0.0", Config: []byte("{}"), TimeoutMs: 2000}
+	request := &hostv1.ForgeRequest{WorkerName: "nora", WorkerType: "template", ClassCode: "A1", TypeVersion: "1.0.0", Config: []byte("{}"), TimeoutMs: 2000, PlanHash: "p"}
 	resp, err := h.Forge(t.Context(), request)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if asked.Name != "nora" || asked.Type != "template" || asked.ClassCode != "A1" || asked.Version != "1.0.0" || string(asked.Config) != "{}" || asked.Timeout != 2*time.Second {
+	if asked.Name != "nora" || asked.Type != "template" || asked.ClassCode != "A1" || asked.Version != "1.0.0" || string(asked.Config) != "{}" || asked.Timeout != 2*time.Second || asked.PlanHash != "p" {
 		t.Errorf("the backend was asked for %+v", asked)
 	}
 	w := resp.GetWorker()
@@ -434,6 +435,9 @@ func TestForge(t *testing.T) {
 	}
 	request.DryRun = true
 	resp, err = h.Forge(t.Context(), request)
+	if f := resp.GetFiles(); len(f) != 1 || f[0].GetPath() != "f" || f[0].GetMode() != "0440" || f[0].GetSize() != 7 || f[0].GetSha256() != "ab" || string(resp.GetManifest()) != "{}" {
+		t.Errorf("files %v, manifest %s", f, resp.GetManifest())
+	}
 	if err != nil || resp.GetExisted() || resp.GetPlanHash() != "h" || len(resp.GetPlan()) != 1 || resp.GetWorker().GetWorkerName() != "nora" {
 		t.Errorf("dry run: %v, %v", resp, err)
 	}

@@ -87,7 +87,10 @@ func planProto(p Plan) *hostv1.ForgeResponse {
 	steps := convert(p.Steps, func(s PlanStep) *hostv1.PlanStep {
 		return &hostv1.PlanStep{Step: s.Step, Makes: s.Makes}
 	})
-	return &hostv1.ForgeResponse{Worker: WorkerProto(p.Worker), Plan: steps, PlanHash: p.Hash}
+	files := convert(p.Files, func(f PlanFile) *hostv1.PlanFile {
+		return &hostv1.PlanFile{Path: f.Path, Mode: f.Mode, Size: f.Size, Sha256: f.SHA256}
+	})
+	return &hostv1.ForgeResponse{Worker: WorkerProto(p.Worker), Plan: steps, PlanHash: p.Hash, Files: files, Manifest: p.Manifest}
 }
 
 // timestamp is RFC 3339 in UTC, to the millisecond; empty for the zero time.

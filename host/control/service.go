@@ -45,7 +45,7 @@ func (s *service) ListPlugins(ctx context.Context, _ *hostv1.ListPluginsRequest)
 func (s *service) Forge(ctx context.Context, r *hostv1.ForgeRequest) (*hostv1.ForgeResponse, error) {
 	request := ForgeRequest{
 		Name: r.GetWorkerName(), Type: r.GetWorkerType(), ClassCode: r.GetClassCode(), Version: r.GetTypeVersion(),
-		Config: r.GetConfig(), Timeout: milliseconds(r.GetTimeoutMs()),
+		Config: r.GetConfig(), Timeout: milliseconds(r.GetTimeoutMs()), PlanHash: r.GetPlanHash(),
 	}
 	if r.GetDryRun() {
 		plan, err := s.Forger.Plan(ctx, request)

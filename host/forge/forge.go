@@ -120,6 +120,9 @@ type Request struct {
 	Version   string        // empty for the type's default version
 	Config    []byte        // a JSON object, or empty for the type's defaults
 	Timeout   time.Duration // bounds the forge; zero means DefaultTimeout
+	// PlanHash, when given, is that of the plan that was agreed to: what has
+	// changed since is a conflict that names it, and nothing is made.
+	PlanHash string
 }
 
 // DefaultTimeout bounds a forge whose caller names no time.
@@ -162,7 +165,7 @@ func (f *Forge) steps() []step {
 	return []step{
 		{"allocate", f.allocate, f.release, planAllocate},
 		{"open stage", f.openStage, f.dropStage, planStage},
-		{"generate keys", f.generateKeys, nil, planKeys},
+		{"generate keys", f.generateKeys, nil, f.planKeys},
 		{"inject", f.inject, nil, planInject},
 		{"prepare image", f.prepareImage, nil, f.planImage},
 		{"write manifest", f.writeManifest, nil, planManifest},
@@ -189,11 +192,17 @@ func (f *Forge) Forge(ctx context.Context, r Request) (Result, error) {
 	}
 	defer done()
 	existing, found, err := f.existing(ctx, r)
+	if err == nil && found {
+		err = f.holdTo(r.PlanHash, existing)
+	}
 	if err != nil || found {
 		return Result{Worker: existing, Existed: found}, err
 	}
 	j, err := f.newJob(ctx, r)
 	if err != nil {
+		return Result{}, err
+	}
+	if err := f.holdJobTo(ctx, r.PlanHash, j); err != nil {
 		return Result{}, err
 	}
 	if err := f.run(ctx, j, f.steps()); err != nil {

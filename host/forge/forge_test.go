@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -331,52 +330,6 @@ func TestFreeze(t *testing.T) {
 	if !errors.Is(forged, worker.ErrUnavailable) || !errors.Is(retired, worker.ErrUnavailable) {
 		t.Errorf("forge: %v; retire: %v", forged, retired)
 	}
-}
-
-// TestPlan: a plan is what the forge then makes, and it changes nothing.
-func TestPlan(t *testing.T) {
-	r := newRig(t)
-	before := r.fingerprint()
-	plan, err := r.forge.Plan(t.Context(), nora)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if after := r.fingerprint(); after != before {
-		t.Errorf("the plan changed something:\n%s\nwas\n%s", after, before)
-	}
-	if len(plan.Steps) != len(r.forge.steps()) || !strings.Contains(plan.Steps[0].Makes, string(plan.Worker.Serial)) {
-		t.Errorf("plan %+v", plan)
-	}
-	made, err := r.forge.Forge(t.Context(), nora)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if made.Worker.Serial != plan.Worker.Serial || made.Worker.LedgerCode != plan.Worker.LedgerCode || made.Worker.UID != plan.Worker.UID {
-		t.Errorf("made %+v, planned %+v", made.Worker, plan.Worker)
-	}
-	again, err := r.forge.Plan(t.Context(), nora)
-	if err != nil || len(again.Steps) != 1 || again.Worker.Serial != made.Worker.Serial || again.Hash != plan.Hash {
-		t.Errorf("plan of an existing worker: %+v, %v", again, err)
-	}
-}
-
-// fingerprint is all that a plan must leave as it is.
-func (r *rig) fingerprint() string {
-	r.t.Helper()
-	var all strings.Builder
-	err := filepath.WalkDir(filepath.Join(r.dir, "workers"), func(path string, _ os.DirEntry, err error) error {
-		fmt.Fprintln(&all, path)
-		return err
-	})
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	workers, err := r.registry.Workers(r.t.Context(), registry.Filter{IncludeRetired: true})
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	fmt.Fprintln(&all, workers, len(r.entries()))
-	return all.String()
 }
 
 func TestRetire(t *testing.T) {

@@ -4,19 +4,29 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
+	"github.com/dals-host/dals-host/host/launch"
 	"github.com/dals-host/dals-host/host/registry"
 	"github.com/dals-host/dals-host/host/worker"
+	"github.com/dals-host/dals-host/sdk/manifest"
 )
 
 // Plan is what a forge would do.
 type Plan struct {
-	Worker worker.Worker
+	Worker worker.Worker // without what is known only once it is made
 	Steps  []PlanStep
-	Hash   string // of all that decides what would be made
+	// Files are all files and folders of the worker, its own folder first. Size
+	// and SHA256 are empty for folders, and for files that depend on keys, numbers
+	// or the time of the forge.
+	Files []manifest.Entry
+	// Manifest is the worker's manifest, without its keys, its time, and what
+	// Files does not know. It and Files are absent where nothing would be made.
+	Manifest *manifest.Manifest
+	Hash     string // of all that decides what would be made, see Request.PlanHash
 }
 
 // PlanStep is one step and what it would make.
@@ -25,8 +35,8 @@ type PlanStep struct{ Step, Makes string }
 // errPlanned takes back the allocation that a plan only looks at.
 var errPlanned = errors.New("planned only")
 
-// Plan says what Forge would make, from the same list of steps, and makes
-// nothing. The numbers are those that a forge would get at this moment.
+// Plan says what Forge would make, from the same lists of steps and files, and
+// makes nothing. The numbers are those that a forge would get at this moment.
 func (f *Forge) Plan(ctx context.Context, r Request) (Plan, error) {
 	if err := r.check(); err != nil {
 		return Plan{}, err
@@ -35,16 +45,35 @@ func (f *Forge) Plan(ctx context.Context, r Request) (Plan, error) {
 	if err != nil {
 		return Plan{}, err
 	}
+	if found {
+		return Plan{Worker: existing, Hash: planHash(f.parts(existing)), Steps: []PlanStep{
+			{"find existing", "nothing: this request has made " + string(existing.Serial)},
+		}}, nil
+	}
 	j, err := f.newJob(ctx, r)
 	if err != nil {
 		return Plan{}, err
 	}
-	if found {
-		return Plan{Worker: existing, Hash: f.planHash(j), Steps: []PlanStep{{"find existing", "nothing: this request has made " + string(existing.Serial)}}}, nil
+	if j.worker.ImageDigest, err = f.Launcher.ImageDigest(ctx, j.typ.Image); err != nil {
+		return Plan{}, err
 	}
+	if err := f.planNumbers(ctx, j); err != nil {
+		return Plan{}, err
+	}
+	p := Plan{Worker: j.worker, Hash: planHash(f.parts(j.worker)), Files: f.planFiles(j.worker)}
+	p.Manifest = f.manifestOf(j.worker, j.typ, listed(p.Files))
+	for _, s := range f.steps() {
+		p.Steps = append(p.Steps, PlanStep{s.name, s.makes(j)})
+	}
+	return p, nil
+}
+
+// planNumbers gives the job the numbers that a forge would get, and takes them
+// back.
+func (f *Forge) planNumbers(ctx context.Context, j *job) error {
 	listener, err := f.Ports.Bind(ctx)
 	if err != nil {
-		return Plan{}, err
+		return err
 	}
 	defer listener.Close()
 	j.worker.Port = listener.Port()
@@ -55,24 +84,36 @@ func (f *Forge) Plan(ctx context.Context, r Request) (Plan, error) {
 		return errPlanned
 	})
 	if !errors.Is(err, errPlanned) {
-		return Plan{}, fmt.Errorf("plan numbers: %w", err)
+		return fmt.Errorf("plan numbers: %w", err)
 	}
-	p := Plan{Worker: j.worker, Hash: f.planHash(j)}
-	for _, s := range f.steps() {
-		p.Steps = append(p.Steps, PlanStep{s.name, s.makes(j)})
-	}
-	return p, nil
+	return nil
 }
 
-// planHash covers what decides what a forge makes, and not the numbers, which
-// depend on who forges first.
-func (f *Forge) planHash(j *job) string {
-	text, _ := json.Marshal([]string{ // strings always marshal
-		worker.ForgeVersion, f.Keys.HostID(), hex.EncodeToString(f.Authority.CertPEM()), j.worker.Name, j.worker.Type, j.worker.TypeVersion,
-		j.worker.PluginDigest, string(j.worker.ClassCode), string(j.worker.Config), f.Launcher.Name(),
+// planFiles is every file and folder that the steps would write.
+func (f *Forge) planFiles(w worker.Worker) []manifest.Entry {
+	var entries []manifest.Entry
+	for _, file := range slices.Concat(folders(w), f.keyFiles(w, nil, nil), injected(w, nil, nil, nil), seals(w, nil, nil)) {
+		e := manifest.Entry{Path: file.path, Mode: fmt.Sprintf("%04o", file.access.Mode.Perm())}
+		if file.data != nil {
+			sum := sha256.Sum256(file.data)
+			e.Size, e.SHA256 = int64(len(file.data)), hex.EncodeToString(sum[:])
+		}
+		entries = append(entries, e)
+	}
+	return entries
+}
+
+// listed are the entries that a manifest lists, in its order.
+func listed(all []manifest.Entry) []manifest.Entry {
+	entries := slices.DeleteFunc(slices.Clone(all), func(e manifest.Entry) bool {
+		switch e.Path {
+		case "./", launch.StateDir + "/", launch.RunDir + "/", launch.LogsDir + "/", manifest.File, manifest.SignatureFile:
+			return true
+		}
+		return false
 	})
-	sum := sha256.Sum256(text)
-	return hex.EncodeToString(sum[:])
+	slices.SortFunc(entries, func(a, b manifest.Entry) int { return strings.Compare(a.Path, b.Path) })
+	return entries
 }
 
 func planAllocate(j *job) string {
@@ -80,21 +121,25 @@ func planAllocate(j *job) string {
 	return fmt.Sprintf("serial %s, model %s, ledger code %s, port %d, uid %d", w.Serial, w.Model, w.LedgerCode, w.Port, w.UID)
 }
 
-func planStage(j *job) string { return "workers/.stage/" + string(j.worker.Serial) + "/" }
-
-func planKeys(*job) string {
-	return "an Ed25519 key of the worker's own (certs/worker.key, 0600) and its certificate"
+func planStage(j *job) string {
+	return "workers/.stage/" + string(j.worker.Serial) + "/ with " + names(folders(j.worker)[1:])
 }
 
-func planInject(*job) string {
-	return "identity.json, config.json, vault/accountability.json, vault/reflection.json"
+func (f *Forge) planKeys(j *job) string {
+	return "an Ed25519 key of the worker's own and its certificate: " + names(f.keyFiles(j.worker, nil, nil))
 }
+
+func planInject(j *job) string { return names(injected(j.worker, nil, nil, nil)) }
 
 func (f *Forge) planImage(j *job) string {
-	return fmt.Sprintf("what %s runs from plugin sha256:%s", f.Launcher.Name(), j.worker.PluginDigest)
+	plugin := "plugin sha256:" + j.worker.PluginDigest
+	if j.worker.ImageDigest == "" {
+		return "nothing: " + f.Launcher.Name() + " runs " + plugin + " as it is"
+	}
+	return "image " + j.worker.ImageDigest + " from " + plugin
 }
 
-func planManifest(*job) string { return "worker_manifest.json and worker_manifest.sig" }
+func planManifest(j *job) string { return names(seals(j.worker, nil, nil)) }
 
 func planPromote(j *job) string { return "workers/instances/" + string(j.worker.Serial) + "/" }
 

@@ -1,12 +1,14 @@
 package forge
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -42,6 +44,8 @@ type rig struct {
 	kept     map[worker.Serial]bool
 	held     map[worker.Serial]*ports.Listener
 	bound    []*ports.Listener
+	version  string // the type's default version; empty for 1.2.3
+	digest   string // of the type's plugin; empty for that of 1.2.3
 	noBeat   error  // what AwaitHeartbeat answers
 	onBeat   func() // what it does first
 }
@@ -104,15 +108,16 @@ func (r *rig) checkpoint() ([]byte, uint64) {
 }
 
 func (r *rig) Lookup(_ context.Context, name, version string) (Type, error) {
-	if name != "template" || version != "" && version != "1.2.3" {
+	current, digest := cmp.Or(r.version, "1.2.3"), cmp.Or(r.digest, fmt.Sprintf("%064x", 7))
+	if name != "template" || version != "" && version != current {
 		return Type{}, fmt.Errorf("worker type '%s' is not registered: %w", name, worker.ErrNotFound)
 	}
 	return Type{
 		Descriptor: &workerv1.TypeDescriptor{
-			Name: "template", Version: "1.2.3", Family: "TP",
+			Name: "template", Version: current, Family: "TP",
 			ConfigSchema: []byte(`{"type":"object","properties":{"greeting":{"type":"string","default":"hello"}},"additionalProperties":false}`),
 		},
-		Image: launch.Image{Digest: fmt.Sprintf("%064x", 7), Path: os.Args[0]},
+		Image: launch.Image{Digest: digest, Path: os.Args[0]},
 	}, nil
 }
 
@@ -184,6 +189,7 @@ type fakeLauncher struct {
 	dirs    map[worker.Serial]string
 	exit    *launch.Exit // what Wait tells at once, if anything
 	says    string       // what a started worker logs
+	name    string       // empty for fake
 	stuck   error        // what Stop answers
 }
 
@@ -195,10 +201,14 @@ func (l *fakeLauncher) Wait(ctx context.Context, _ worker.Serial) (launch.Exit, 
 	return launch.Exit{}, ctx.Err()
 }
 
-func (*fakeLauncher) Name() string { return "fake" }
+func (l *fakeLauncher) Name() string { return cmp.Or(l.name, "fake") }
 
-func (*fakeLauncher) Prepare(context.Context, launch.Image) (string, error) {
-	return "sha256:" + fmt.Sprintf("%064x", 9), nil
+func (l *fakeLauncher) Prepare(ctx context.Context, i launch.Image) (string, error) {
+	return l.ImageDigest(ctx, i)
+}
+
+func (*fakeLauncher) ImageDigest(_ context.Context, i launch.Image) (string, error) {
+	return "sha256:" + strings.Repeat(i.Digest[:2], 32), nil
 }
 
 func (l *fakeLauncher) Create(_ context.Context, s launch.Spec) error {

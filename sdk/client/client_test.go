@@ -88,7 +88,8 @@ func (h *fakeHost) ListPlugins(context.Context, *hostv1.ListPluginsRequest) (*ho
 func (h *fakeHost) Forge(_ context.Context, r *hostv1.ForgeRequest) (*hostv1.ForgeResponse, error) {
 	h.forged = r
 	if r.GetDryRun() {
-		return &hostv1.ForgeResponse{Worker: h.worker(), PlanHash: "ff", Plan: []*hostv1.PlanStep{{Step: "open stage", Makes: "a folder"}}}, nil
+		return &hostv1.ForgeResponse{Worker: h.worker(), PlanHash: "ff", Plan: []*hostv1.PlanStep{{Step: "open stage", Makes: "a folder"}},
+			Files: []*hostv1.PlanFile{{Path: "run/", Mode: "0700"}, {Path: "config.json", Mode: "0440", Size: 2, Sha256: "ab"}}, Manifest: []byte(`{"format":1}`)}, nil
 	}
 	return &hostv1.ForgeResponse{Worker: h.worker()}, nil
 }
@@ -542,12 +543,12 @@ func TestForge(t *testing.T) {
 	h := &fakeHost{}
 	c := start(t, h)
 	made, err := c.Forge(t.Context(), client.ForgeRequest{
-		Name: "nora", Type: "template", ClassCode: "A1", Config: map[string]int{"size": 3}, Timeout: 1500 * time.Microsecond,
+		Name: "nora", Type: "template", ClassCode: "A1", Config: map[string]int{"size": 3}, Timeout: 1500 * time.Microsecond, PlanHash: "ee",
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if string(h.forged.GetConfig()) != `{"size":3}` || h.forged.GetTimeoutMs() != 2 {
+	if string(h.forged.GetConfig()) != `{"size":3}` || h.forged.GetTimeoutMs() != 2 || h.forged.GetPlanHash() != "ee" {
 		t.Errorf("asked for %v", h.forged)
 	}
 	want := fmt.Sprintf(`{"worker_name":"nora","worker_type":"template","type_version":"1.0.0","class_code":"A1",`+
@@ -562,7 +563,8 @@ func TestForge(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, tail := mustJSON(t, dry), `,"dry_run":true,"plan_hash":"ff","plan":[{"step":"open stage","makes":"a folder"}]}`; !strings.HasSuffix(got, tail) {
+	if got, tail := mustJSON(t, dry), `,"dry_run":true,"plan_hash":"ff","plan":[{"step":"open stage","makes":"a folder"}],`+
+		`"files":[{"path":"run/","mode":"0700"},{"path":"config.json","mode":"0440","size":2,"sha256":"ab"}],"manifest":{"format":1}}`; !strings.HasSuffix(got, tail) {
 		t.Errorf("dry run %s", got)
 	}
 	if _, err := c.Forge(t.Context(), client.ForgeRequest{Config: make(chan int)}); err == nil {

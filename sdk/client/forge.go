@@ -19,6 +19,9 @@ type ForgeRequest struct {
 	Config any
 	// DryRun plans and makes nothing.
 	DryRun bool
+	// PlanHash, when given, is that of a dry run: if anything that matters has
+	// changed since, that is a conflict that names it, and nothing is made.
+	PlanHash string
 	// Timeout bounds the whole forge; zero means the host's default.
 	Timeout time.Duration
 }
@@ -32,6 +35,18 @@ type Forged struct {
 	DryRun   bool   `json:"dry_run,omitempty"`
 	PlanHash string `json:"plan_hash,omitempty"`
 	Plan     []Step `json:"plan,omitempty"`
+	// Files are what a dry run says of the worker's files, and Manifest what it
+	// says of worker_manifest.json, without what only forging knows.
+	Files    []PlannedFile   `json:"files,omitempty"`
+	Manifest json.RawMessage `json:"manifest,omitempty"`
+}
+
+// PlannedFile is a file of a plan, or a folder: its path ends in /.
+type PlannedFile struct {
+	Path   string `json:"path"`
+	Mode   string `json:"mode"` // octal, as in 0440
+	Size   int64  `json:"size,omitempty"`
+	SHA256 string `json:"sha256,omitempty"` // hex; without it the file depends on keys, numbers or time
 }
 
 // Step is one step of the forge and what it would make.
@@ -50,7 +65,7 @@ func (c *Client) Forge(ctx context.Context, r ForgeRequest) (Forged, error) {
 	}
 	resp, err := c.host.Forge(ctx, &hostv1.ForgeRequest{
 		WorkerName: r.Name, WorkerType: r.Type, ClassCode: r.ClassCode, TypeVersion: r.Version,
-		Config: config, DryRun: r.DryRun, TimeoutMs: milliseconds(r.Timeout),
+		Config: config, DryRun: r.DryRun, TimeoutMs: milliseconds(r.Timeout), PlanHash: r.PlanHash,
 	})
 	if err != nil {
 		return Forged{}, fmt.Errorf("forge %s: %w", spoken(r.Name), c.fault(ctx, err))
@@ -61,6 +76,10 @@ func (c *Client) Forge(ctx context.Context, r ForgeRequest) (Forged, error) {
 		Plan: convert(resp.GetPlan(), func(s *hostv1.PlanStep) Step {
 			return Step{Step: s.GetStep(), Makes: s.GetMakes()}
 		}),
+		Files: convert(resp.GetFiles(), func(f *hostv1.PlanFile) PlannedFile {
+			return PlannedFile{Path: f.GetPath(), Mode: f.GetMode(), Size: f.GetSize(), SHA256: f.GetSha256()}
+		}),
+		Manifest: document(resp.GetManifest()),
 	}, nil
 }
 

@@ -678,7 +678,10 @@ type ForgeResponse struct {
 	Plan     []*PlanStep `protobuf:"bytes,3,rep,name=plan,proto3" json:"plan,omitempty"`
 	PlanHash string      `protobuf:"bytes,4,opt,name=plan_hash,json=planHash,proto3" json:"plan_hash,omitempty"`
 	// files are what a dry run says of the worker's files.
-	Files         []*PlanFile `protobuf:"bytes,5,rep,name=files,proto3" json:"files,omitempty"`
+	Files []*PlanFile `protobuf:"bytes,5,rep,name=files,proto3" json:"files,omitempty"`
+	// manifest is what a dry run says of worker_manifest.json, without what depends
+	// on keys, the port or the time of the forge.
+	Manifest      []byte `protobuf:"bytes,6,opt,name=manifest,proto3" json:"manifest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -744,6 +747,13 @@ func (x *ForgeResponse) GetPlanHash() string {
 func (x *ForgeResponse) GetFiles() []*PlanFile {
 	if x != nil {
 		return x.Files
+	}
+	return nil
+}
+
+func (x *ForgeResponse) GetManifest() []byte {
+	if x != nil {
+		return x.Manifest
 	}
 	return nil
 }
@@ -2969,13 +2979,14 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"\tplan_hash\x18\b \x01(\tR\bplanHash\x12\x12\n" +
 	"\x04like\x18\t \x01(\tR\x04like\x12\x19\n" +
 	"\bno_start\x18\n" +
-	" \x01(\bR\anoStart\"\xce\x01\n" +
+	" \x01(\bR\anoStart\"\xea\x01\n" +
 	"\rForgeResponse\x12,\n" +
 	"\x06worker\x18\x01 \x01(\v2\x14.dals.host.v1.WorkerR\x06worker\x12\x18\n" +
 	"\aexisted\x18\x02 \x01(\bR\aexisted\x12*\n" +
 	"\x04plan\x18\x03 \x03(\v2\x16.dals.host.v1.PlanStepR\x04plan\x12\x1b\n" +
 	"\tplan_hash\x18\x04 \x01(\tR\bplanHash\x12,\n" +
-	"\x05files\x18\x05 \x03(\v2\x16.dals.host.v1.PlanFileR\x05files\"^\n" +
+	"\x05files\x18\x05 \x03(\v2\x16.dals.host.v1.PlanFileR\x05files\x12\x1a\n" +
+	"\bmanifest\x18\x06 \x01(\fR\bmanifest\"^\n" +
 	"\bPlanFile\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\tR\x04mode\x12\x12\n" +
