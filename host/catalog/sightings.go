@@ -6,6 +6,8 @@ import (
 	"os"
 
 	"github.com/google/renameio/v2"
+
+	"github.com/dals-host/dals-host/host/internal/failpoint"
 )
 
 // sightings remember which digest a file had when it looked so, across restarts
@@ -55,12 +57,14 @@ func (s *sightings) save() error {
 		return nil
 	}
 	data, err := json.Marshal(s.byPath)
+	failpoint.Hit("catalog", "sightings", "before")
 	if err == nil {
 		err = renameio.WriteFile(s.path, data, 0o600, renameio.IgnoreUmask())
 	}
 	if err != nil {
 		return fmt.Errorf("save sightings: %w", err)
 	}
+	failpoint.Hit("catalog", "sightings", "after")
 	s.changed = false
 	return nil
 }

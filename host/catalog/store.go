@@ -13,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/dals-host/dals-host/host/internal/failpoint"
 )
 
 const (
@@ -97,10 +99,13 @@ func (s *store) put(ctx context.Context, r io.Reader) (digest string, err error)
 	if err != nil {
 		return "", err
 	}
+	failpoint.Hit("catalog", "store", "before")
 	if err := os.Rename(name, s.path(digest)); err != nil {
 		return "", errors.Join(err, os.Remove(name))
 	}
-	return digest, syncFolder(s.dir)
+	err = syncFolder(s.dir)
+	failpoint.Hit("catalog", "store", "after")
+	return digest, err
 }
 
 // receive writes a file under a passing name.
@@ -109,7 +114,9 @@ func (s *store) receive(ctx context.Context, r io.Reader) (name, digest string, 
 	if err != nil {
 		return "", "", err
 	}
+	failpoint.Hit("catalog", "copy", "before")
 	digest, err = fill(ctx, f, r)
+	failpoint.Hit("catalog", "copy", "after")
 	if err = errors.Join(err, f.Close()); err == nil {
 		err = awaitNoWriter(ctx, f.Name())
 	}

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"errors"
+	"path"
 
 	"github.com/hashicorp/go-hclog"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -10,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/dals-host/dals-host/host/internal/failpoint"
 	"github.com/dals-host/dals-host/host/worker"
 )
 
@@ -101,7 +103,10 @@ func toStatus(err error) error {
 type faults struct{ log hclog.Logger }
 
 func (f faults) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+	method := path.Base(info.FullMethod)
+	failpoint.Hit("control", method, "before")
 	resp, err := handle(ctx, req)
+	failpoint.Hit("control", method, "after")
 	return resp, f.translate(info.FullMethod, err)
 }
 

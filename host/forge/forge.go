@@ -29,6 +29,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/dals-host/dals-host/host/internal/failpoint"
 	"github.com/dals-host/dals-host/host/internal/turn"
 	"github.com/dals-host/dals-host/host/keyring"
 	"github.com/dals-host/dals-host/host/launch"
@@ -238,7 +239,9 @@ func (f *Forge) run(ctx context.Context, j *job, steps []step) error {
 		began := time.Now()
 		err := ctx.Err()
 		if err == nil {
+			failpoint.Hit("forge", s.name, "before")
 			err = s.do(ctx, j)
+			failpoint.Hit("forge", s.name, "after")
 		}
 		if err != nil {
 			j.why = fmt.Errorf("%s: %w", s.name, err)
@@ -260,7 +263,10 @@ func (f *Forge) undo(ctx context.Context, j *job, done []step) error {
 		if d.undo == nil {
 			continue
 		}
-		if err := d.undo(ctx, j); err != nil {
+		failpoint.Hit("undo", d.name, "before")
+		err := d.undo(ctx, j)
+		failpoint.Hit("undo", d.name, "after")
+		if err != nil {
 			// What is left of the worker stays in the journal, and its numbers stay
 			// taken, until Run or the next start succeeds.
 			return fmt.Errorf("undo %s: %w", d.name, err)

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"syscall"
 
+	"github.com/dals-host/dals-host/host/internal/failpoint"
 	"github.com/dals-host/dals-host/host/worker"
 	"github.com/dals-host/dals-host/sdk/identity"
 )
@@ -93,16 +94,21 @@ func createOnce(path string, data []byte) (created bool, err error) {
 	if _, err := tmp.Write(data); err != nil {
 		return false, err
 	}
+	failpoint.Hit("keyring", "sync", "before")
 	if err := tmp.Sync(); err != nil {
 		return false, err
 	}
+	failpoint.Hit("keyring", "sync", "after")
 	// A link, unlike a rename, never replaces.
 	if err := os.Link(tmp.Name(), path); errors.Is(err, fs.ErrExist) {
 		return false, nil
 	} else if err != nil {
 		return false, err
 	}
-	return true, errors.Join(syncDir(filepath.Dir(path)), syncDir(filepath.Dir(filepath.Dir(path))))
+	failpoint.Hit("keyring", "sync folders", "before")
+	err = errors.Join(syncDir(filepath.Dir(path)), syncDir(filepath.Dir(filepath.Dir(path))))
+	failpoint.Hit("keyring", "sync folders", "after")
+	return true, err
 }
 
 func syncDir(path string) error {

@@ -16,6 +16,8 @@ import (
 	"github.com/google/renameio/v2"
 	"github.com/transparency-dev/tessera/api/layout"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/dals-host/dals-host/host/internal/failpoint"
 )
 
 // unfinished is where files are written before they are renamed into place.
@@ -58,12 +60,14 @@ func (d folder) lock(ctx context.Context, exclusive bool) (unlock func(), err er
 func (d folder) write(files ...file) error {
 	var g errgroup.Group
 	g.SetLimit(together)
+	failpoint.Hit("record", "files", "before")
 	for _, f := range files {
 		g.Go(func() error { return d.writeOne(f) })
 	}
 	if err := g.Wait(); err != nil {
 		return err
 	}
+	failpoint.Hit("record", "files", "after")
 	parents := map[string]bool{}
 	for _, f := range files {
 		for p := f.path; p != "."; {
@@ -71,10 +75,13 @@ func (d folder) write(files ...file) error {
 			parents[p] = true
 		}
 	}
+	failpoint.Hit("record", "folders", "before")
 	for p := range parents {
 		g.Go(func() error { return d.sync(p) })
 	}
-	return g.Wait()
+	err := g.Wait()
+	failpoint.Hit("record", "folders", "after")
+	return err
 }
 
 func (d folder) writeOne(f file) error {

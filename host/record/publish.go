@@ -9,6 +9,7 @@ import (
 
 	"github.com/transparency-dev/tessera/api/layout"
 
+	"github.com/dals-host/dals-host/host/internal/failpoint"
 	"github.com/dals-host/dals-host/host/worker"
 )
 
@@ -138,9 +139,11 @@ func (l *Log) publishCheckpoint() error {
 	if err != nil {
 		return err
 	}
+	failpoint.Hit("record", "checkpoint", "before")
 	if err := l.dir.write(file{layout.CheckpointPath, signed}); err != nil {
 		return err
 	}
+	failpoint.Hit("record", "checkpoint", "after")
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.signed, l.size = signed, l.tree.size()
@@ -152,9 +155,11 @@ func (l *Log) publishCheckpoint() error {
 
 func (l *Log) removeStale() error {
 	for len(l.stale) > 0 {
+		failpoint.Hit("record", "remove", "before")
 		if err := l.dir.remove(l.stale[0].path()); err != nil {
 			return err
 		}
+		failpoint.Hit("record", "remove", "after")
 		l.stale = l.stale[1:]
 	}
 	return nil

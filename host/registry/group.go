@@ -9,6 +9,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/dals-host/dals-host/host/internal/failpoint"
 	"github.com/dals-host/dals-host/host/registry/sqlcgen"
 )
 
@@ -59,9 +60,11 @@ func (c *committer) transact(ctx context.Context, group []*request) ([]error, er
 	if err := b.store(ctx, c.line.queries); err != nil {
 		return own, fmt.Errorf("store entries: %w", err)
 	}
+	failpoint.Hit("registry", "commit", "before")
 	if err := execute(ctx, c.line.commit); err != nil {
 		return own, fmt.Errorf("commit transaction: %w", err)
 	}
+	failpoint.Hit("registry", "commit", "after")
 	c.line.next = b.next()
 	return own, nil
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/dals-host/dals-host/host/internal/failpoint"
 	"github.com/dals-host/dals-host/host/registry/sqlcgen"
 	"github.com/dals-host/dals-host/host/worker"
 )
@@ -45,12 +46,14 @@ func Open(ctx context.Context, c Config) (*Registry, error) {
 }
 
 func (r *Registry) open(ctx context.Context, c Config) (err error) {
+	failpoint.Hit("registry", "open", "before")
 	if err := create(c.Path); err != nil {
 		return worker.Hint(err, "the host's user must own the data folder and be able to write to it")
 	}
 	if r.committer, err = newCommitter(ctx, c, r.committed); err != nil {
 		return err
 	}
+	failpoint.Hit("registry", "open", "after")
 	if err := r.openPool(ctx, c.Path); err != nil {
 		r.committer.stop()
 		return errors.Join(err, r.committer.close())
@@ -98,6 +101,7 @@ func (r *Registry) openPool(ctx context.Context, path string, checks ...func(con
 func (r *Registry) Close() error {
 	var errs []error
 	r.closing.Do(func() {
+		failpoint.Hit("registry", "close", "before")
 		if r.committer != nil {
 			r.committer.stop()
 		}
@@ -107,6 +111,7 @@ func (r *Registry) Close() error {
 			// and away; readers may not, so it must be the writer's.
 			errs = append(errs, r.committer.close())
 		}
+		failpoint.Hit("registry", "close", "after")
 	})
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("close registry: %w", err)

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/dals-host/dals-host/host/internal/failpoint"
 	"github.com/dals-host/dals-host/host/worker"
 )
 
@@ -112,17 +113,21 @@ func (a Access) give(f *os.File) error {
 // worker.ErrConflict.
 func (s *Stage) Promote() error {
 	defer s.root.Close()
+	failpoint.Hit("stage", "sync", "before")
 	if err := s.sync(); err != nil {
 		return fmt.Errorf("promote stage of %s: %w", s.serial, err)
 	}
+	failpoint.Hit("stage", "sync", "after")
 	from, to := path.Join(staging, string(s.serial)), path.Join(instances, string(s.serial))
 	// A rename onto an empty folder would succeed.
 	if _, err := s.store.root.Lstat(to); err == nil {
 		return fmt.Errorf("promote stage of %s: %w: the worker has a folder already", s.serial, worker.ErrConflict)
 	}
+	failpoint.Hit("stage", "promote", "before")
 	if err := s.store.root.Rename(from, to); err != nil {
 		return fmt.Errorf("promote stage of %s: %w", s.serial, err)
 	}
+	failpoint.Hit("stage", "promote", "after")
 	if err := s.store.syncParents(); err != nil {
 		return fmt.Errorf("promote stage of %s: %w", s.serial, err)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path"
 
+	"github.com/dals-host/dals-host/host/internal/failpoint"
 	"github.com/dals-host/dals-host/host/worker"
 )
 
@@ -20,10 +21,12 @@ func (s *Store) WriteMirror(serial worker.Serial, json []byte) error {
 	}
 	// Not made durable: what a power cut damages differs, and is written again.
 	unfinished := path.Join(staging, path.Base(name))
+	failpoint.Hit("stage", "mirror", "before")
 	err = s.root.WriteFile(unfinished, json, 0o600)
 	if err == nil {
 		err = s.root.Rename(unfinished, name)
 	}
+	failpoint.Hit("stage", "mirror", "after")
 	if err != nil {
 		return fmt.Errorf("write mirror of %s: %w", serial, err)
 	}

@@ -25,6 +25,7 @@ import (
 	"path"
 	"path/filepath"
 
+	"github.com/dals-host/dals-host/host/internal/failpoint"
 	"github.com/dals-host/dals-host/host/worker"
 )
 
@@ -89,9 +90,11 @@ func (s *Store) Drop(serial worker.Serial) error {
 	if err != nil {
 		return err
 	}
+	failpoint.Hit("stage", "drop", "before")
 	if err := removeAll(s.root, name); err != nil {
 		return fmt.Errorf("drop stage of %s: %w", serial, err)
 	}
+	failpoint.Hit("stage", "drop", "after")
 	return nil
 }
 
@@ -105,7 +108,9 @@ func (s *Store) Demote(serial worker.Serial) error {
 	if err != nil {
 		return err
 	}
+	failpoint.Hit("stage", "demote", "before")
 	err = s.root.Rename(from, to)
+	failpoint.Hit("stage", "demote", "after")
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -166,7 +171,10 @@ func (s *Store) Instances() ([]worker.Serial, error) {
 
 // syncParents makes renames between the two folders durable.
 func (s *Store) syncParents() error {
-	return errors.Join(syncDir(s.root, staging), syncDir(s.root, instances))
+	failpoint.Hit("stage", "sync parents", "before")
+	err := errors.Join(syncDir(s.root, staging), syncDir(s.root, instances))
+	failpoint.Hit("stage", "sync parents", "after")
+	return err
 }
 
 func syncDir(root *os.Root, name string) error {

@@ -140,7 +140,7 @@ func connect(address, namespace string) (*client.Client, error) {
 	quick := grpc.ConnectParams{MinConnectTimeout: 10 * time.Second, Backoff: backoff.DefaultConfig}
 	quick.Backoff.BaseDelay, quick.Backoff.MaxDelay = 20*time.Millisecond, time.Second
 	c, err := client.New(address, client.WithDefaultNamespace(namespace),
-		client.WithExtraDialOpts([]grpc.DialOption{grpc.WithConnectParams(quick)}))
+		client.WithExtraDialOpts(append(pointOptions(), grpc.WithConnectParams(quick))))
 	if err != nil {
 		return nil, fmt.Errorf("connect to containerd: %w", err)
 	}

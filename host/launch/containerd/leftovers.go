@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/dals-host/dals-host/host/internal/failpoint"
 	"github.com/dals-host/dals-host/host/worker"
 )
 
@@ -79,9 +80,11 @@ func (l *Launcher) scrub(ctx context.Context, serial worker.Serial) error {
 	}
 	for _, path := range l.leftovers(serial) {
 		l.log.Debug("what an unfinished start has left is deleted", "serial", serial, "path", path)
+		failpoint.Hit("containerd", "leftovers", "before")
 		if err := os.RemoveAll(path); err != nil {
 			return fmt.Errorf("delete leftovers: %w", err)
 		}
+		failpoint.Hit("containerd", "leftovers", "after")
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/renameio/v2"
 
+	"github.com/dals-host/dals-host/host/internal/failpoint"
 	"github.com/dals-host/dals-host/host/launch/internal/pidfd"
 )
 
@@ -48,10 +49,13 @@ func (p *private) prepare() error {
 			return err
 		}
 	}
-	return errors.Join(
+	failpoint.Hit("containerd", "config", "before")
+	err = errors.Join(
 		renameio.WriteFile(bootFile, []byte(now), 0o600),
 		renameio.WriteFile(p.configFile(), []byte(p.config()), 0o600),
 	)
+	failpoint.Hit("containerd", "config", "after")
+	return err
 }
 
 func (p *private) stateDir() string   { return filepath.Join(p.dir, "state") }

@@ -18,6 +18,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sys/unix"
 
+	"github.com/dals-host/dals-host/host/internal/failpoint"
 	"github.com/dals-host/dals-host/host/launch/internal/pidfd"
 	"github.com/dals-host/dals-host/host/worker"
 )
@@ -143,9 +144,11 @@ func (p *private) start() (*pidfd.Process, error) {
 	cmd.Dir, cmd.Env = "/", []string{"PATH=" + toolPath}
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, PidFD: &fd}
+	failpoint.Hit("containerd", "spawn", "before")
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
+	failpoint.Hit("containerd", "spawn", "after")
 	process, err := pidfd.Hold(fd, cmd.Process.Pid)
 	if err != nil {
 		return nil, err

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/dals-host/dals-host/host/internal/failpoint"
 )
 
 // unfinished begins the names of folders that a crash may leave behind.
@@ -46,16 +48,23 @@ func makeRootfs(path, binary string) (err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(temp)) }()
 	whole := filepath.Join(temp, binaryName)
+	failpoint.Hit("containerd", "rootfs folders", "before")
 	if err := linkOrCopy(binary, whole); err != nil {
 		return err
 	}
 	if err := makeRootDirs(path); err != nil {
 		return err
 	}
+	failpoint.Hit("containerd", "rootfs folders", "after")
+	failpoint.Hit("containerd", "rootfs", "before")
 	if err := os.Rename(whole, filepath.Join(path, binaryName)); err != nil {
 		return err
 	}
-	return errors.Join(syncDir(path), syncDir(parent), syncDir(filepath.Dir(parent)))
+	failpoint.Hit("containerd", "rootfs", "after")
+	failpoint.Hit("containerd", "rootfs sync", "before")
+	err = errors.Join(syncDir(path), syncDir(parent), syncDir(filepath.Dir(parent)))
+	failpoint.Hit("containerd", "rootfs sync", "after")
+	return err
 }
 
 // makeRootDirs makes all of the folder but the binary, and has it on disk.

@@ -10,6 +10,7 @@ import (
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"golang.org/x/sys/unix"
 
+	"github.com/dals-host/dals-host/host/internal/failpoint"
 	"github.com/dals-host/dals-host/host/worker"
 )
 
@@ -38,9 +39,11 @@ func (l *Launcher) Remove(ctx context.Context, serial worker.Serial) error {
 	if err := l.settle(ctx, serial, 0); err != nil {
 		return fmt.Errorf("remove %s: %w", serial, err)
 	}
+	failpoint.Hit("containerd", "cgroup", "before")
 	if err := l.cgroups.remove(serial); err != nil {
 		return fmt.Errorf("remove %s: %w", serial, err)
 	}
+	failpoint.Hit("containerd", "cgroup", "after")
 	if err := l.client.ContainerService().Delete(ctx, string(serial)); err != nil && !isNotFound(err) {
 		return fmt.Errorf("remove %s: %w", serial, family(err))
 	}

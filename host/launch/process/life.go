@@ -7,6 +7,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/dals-host/dals-host/host/internal/failpoint"
 	"github.com/dals-host/dals-host/host/launch"
 	"github.com/dals-host/dals-host/host/worker"
 )
@@ -76,10 +77,12 @@ func (l *Launcher) start(ctx context.Context, rec record) error {
 	if len(left) > 0 {
 		return fmt.Errorf("processes %v of an earlier run are left: %w", left, worker.ErrConflict)
 	}
+	failpoint.Hit("process", "spawn", "before")
 	proc, err := spawn(rec.Spec, lock, l.mark(rec.Spec.Serial))
 	if err != nil {
 		return err
 	}
+	failpoint.Hit("process", "spawn", "after")
 	id := proc.Identity()
 	rec.Run, rec.Exit = &id, nil
 	if err := rec.save(l.dir); err != nil {
@@ -167,9 +170,11 @@ func (l *Launcher) Remove(ctx context.Context, serial worker.Serial) error {
 	}
 	// The record goes last: while it is there, a repeated Remove finds the lock.
 	for _, path := range []string{l.lockPath(serial), recordPath(l.dir, serial)} {
+		failpoint.Hit("process", "remove", "before")
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("remove %s: %w", serial, err)
 		}
+		failpoint.Hit("process", "remove", "after")
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/renameio/v2"
 
+	"github.com/dals-host/dals-host/host/internal/failpoint"
 	"github.com/dals-host/dals-host/host/launch"
 	"github.com/dals-host/dals-host/host/launch/internal/pidfd"
 	"github.com/dals-host/dals-host/host/worker"
@@ -33,9 +34,11 @@ func (r record) save(dir string) error {
 	if err != nil {
 		return fmt.Errorf("encode record: %w", err)
 	}
+	failpoint.Hit("process", "record", "before")
 	if err := renameio.WriteFile(recordPath(dir, r.Spec.Serial), append(data, '\n'), 0o600); err != nil {
 		return fmt.Errorf("write record: %w", err)
 	}
+	failpoint.Hit("process", "record", "after")
 	return nil
 }
 
