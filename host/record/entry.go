@@ -26,7 +26,8 @@ type Kind string
 
 // The kinds of entry. Each carries the section named after it and no other,
 // except that a refusal may name the envelope it refused. What Forge told of a
-// worker the later entries need not repeat: they name it, see NameOf.
+// worker the later entries need not repeat, but for Upgrade: they name it, see
+// NameOf.
 const (
 	Forge             Kind = "forge"              // Worker: a worker exists from now on
 	Void              Kind = "void"               // Worker: its ledger code will never be used; with a reason
@@ -34,6 +35,9 @@ const (
 	WorkerLost        Kind = "worker_lost"        // Worker: no sign of life; with a reason
 	WorkerRestarted   Kind = "worker_restarted"   // Worker: it runs again
 	WorkerFailed      Kind = "worker_failed"      // Worker: it is stopped and stays so; with a reason
+	WorkerStopped     Kind = "worker_stopped"     // Worker: somebody ended it, and it stays so
+	WorkerStarted     Kind = "worker_started"     // Worker: somebody started what was stopped or failed
+	Upgrade           Kind = "upgrade"            // Worker: with all fields, in place of what Forge told of it
 	ClientAdded       Kind = "client_added"       // Client
 	ClientRevoked     Kind = "client_revoked"     // Client
 	Admitted          Kind = "admitted"           // Envelope: passed the gate
@@ -234,7 +238,7 @@ func (e Entry) check() error {
 	var w, c, env, ref, p bool
 	envOptional := false
 	switch e.Kind {
-	case Forge, Void, Retire, WorkerLost, WorkerRestarted, WorkerFailed:
+	case Forge, Void, Retire, WorkerLost, WorkerRestarted, WorkerFailed, WorkerStopped, WorkerStarted, Upgrade:
 		w = true
 	case ClientAdded, ClientRevoked:
 		c = true

@@ -9,8 +9,8 @@ import (
 // StateNames lists the states, in the order of a life.
 func StateNames() []string {
 	return []string{
-		string(StateForging), string(StateLive), string(StateRestarting),
-		string(StateFailed), string(StateRetiring), string(StateRetired),
+		string(StateForging), string(StateLive), string(StateRestarting), string(StateFailed),
+		string(StateStopped), string(StateUpgrading), string(StateRetiring), string(StateRetired),
 	}
 }
 

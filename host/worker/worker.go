@@ -16,11 +16,14 @@ type State string
 
 // The states of a worker. A worker exists from live on: forging is the time
 // before the forge's commit point, and a forge that fails leaves no worker.
+// While a worker is upgrading its row still says what it was before.
 const (
 	StateForging    State = "forging"
 	StateLive       State = "live"
 	StateRestarting State = "restarting"
-	StateFailed     State = "failed"
+	StateFailed     State = "failed"  // it could not be healthy, and does not run
+	StateStopped    State = "stopped" // somebody wants it not to run
+	StateUpgrading  State = "upgrading"
 	StateRetiring   State = "retiring"
 	StateRetired    State = "retired"
 )
