@@ -27,6 +27,7 @@ type access int
 const (
 	writing access = iota
 	reading
+	copying // reads this file and writes another
 )
 
 // readers is how many reads run at a time; more wait their turn.
@@ -77,6 +78,8 @@ func connections(path string, a access) (*sql.DB, error) {
 	case reading:
 		q.Set("mode", "ro")
 		q.Set("_query_only", "1")
+	case copying:
+		q.Set("mode", "ro")
 	}
 	connector, err := sqlite.NewConnector((&url.URL{Scheme: "file", Path: absolute, RawQuery: q.Encode()}).String())
 	if err != nil {

@@ -29,6 +29,7 @@ type Group struct {
 type batch struct {
 	first, count uint64
 	blob         []byte
+	at           time.Time // of entries of the past; zero stands for now
 }
 
 // next is the index that the next entry gets.
@@ -38,8 +39,12 @@ func (b *batch) store(ctx context.Context, q *sqlcgen.Queries) error {
 	if b.count == 0 {
 		return nil
 	}
+	at := b.at
+	if at.IsZero() {
+		at = time.Now()
+	}
 	return fault(q.InsertGroup(ctx, sqlcgen.InsertGroupParams{
-		FirstIndex: int64(b.first), Count: int64(b.count), At: millis(time.Now()), Blob: b.blob,
+		FirstIndex: int64(b.first), Count: int64(b.count), At: millis(at), Blob: b.blob,
 	}))
 }
 

@@ -24,6 +24,7 @@ type Config struct {
 
 // Registry is an open registry. All methods may be called concurrently.
 type Registry struct {
+	path      string
 	committer *committer // nil where the registry was opened to read
 	committed chan struct{}
 	pool      *sql.DB // of readers
@@ -38,7 +39,7 @@ func Open(ctx context.Context, c Config) (*Registry, error) {
 	if c.Logger == nil {
 		c.Logger = hclog.NewNullLogger()
 	}
-	r := &Registry{committed: make(chan struct{}, 1)}
+	r := &Registry{path: c.Path, committed: make(chan struct{}, 1)}
 	if err := r.open(ctx, c); err != nil {
 		return nil, fmt.Errorf("open registry: %w", err)
 	}
@@ -68,7 +69,7 @@ func (r *Registry) open(ctx context.Context, c Config) (err error) {
 // open. It checks the file as Open does. Update is worker.ErrUnavailable on it,
 // and Committed never receives.
 func OpenReadOnly(ctx context.Context, path string) (*Registry, error) {
-	r := &Registry{committed: make(chan struct{}, 1)}
+	r := &Registry{path: path, committed: make(chan struct{}, 1)}
 	_, err := os.Stat(path)
 	if err == nil {
 		err = r.openPool(ctx, path, check, checkSchema)

@@ -10,7 +10,8 @@ SELECT count(*) FROM shards;
 INSERT INTO shards (shard, used) VALUES (?, 0) ON CONFLICT (shard) DO NOTHING;
 
 -- name: NextLedgerSequence :one
-INSERT INTO ledger_counters (class_code, last) VALUES (?, 1)
+INSERT INTO ledger_counters (class_code, last)
+VALUES (?, 1 + COALESCE((SELECT CAST(m.value AS INTEGER) FROM meta m WHERE m.key = 'ledger_floor'), 0))
 ON CONFLICT (class_code) DO UPDATE SET last = ledger_counters.last + 1
 RETURNING last;
 

@@ -60,6 +60,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.endPortQuarantinesStmt, err = db.PrepareContext(ctx, endPortQuarantines); err != nil {
 		return nil, fmt.Errorf("error preparing query EndPortQuarantines: %w", err)
 	}
+	if q.freeUIDStmt, err = db.PrepareContext(ctx, freeUID); err != nil {
+		return nil, fmt.Errorf("error preparing query FreeUID: %w", err)
+	}
 	if q.freeUIDOfStmt, err = db.PrepareContext(ctx, freeUIDOf); err != nil {
 		return nil, fmt.Errorf("error preparing query FreeUIDOf: %w", err)
 	}
@@ -86,6 +89,12 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	}
 	if q.insertWorkerStmt, err = db.PrepareContext(ctx, insertWorker); err != nil {
 		return nil, fmt.Errorf("error preparing query InsertWorker: %w", err)
+	}
+	if q.jumpLedgerCountersStmt, err = db.PrepareContext(ctx, jumpLedgerCounters); err != nil {
+		return nil, fmt.Errorf("error preparing query JumpLedgerCounters: %w", err)
+	}
+	if q.jumpShardsStmt, err = db.PrepareContext(ctx, jumpShards); err != nil {
+		return nil, fmt.Errorf("error preparing query JumpShards: %w", err)
 	}
 	if q.lastGroupStmt, err = db.PrepareContext(ctx, lastGroup); err != nil {
 		return nil, fmt.Errorf("error preparing query LastGroup: %w", err)
@@ -128,6 +137,12 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	}
 	if q.revokeClientStmt, err = db.PrepareContext(ctx, revokeClient); err != nil {
 		return nil, fmt.Errorf("error preparing query RevokeClient: %w", err)
+	}
+	if q.seenLedgerSequenceStmt, err = db.PrepareContext(ctx, seenLedgerSequence); err != nil {
+		return nil, fmt.Errorf("error preparing query SeenLedgerSequence: %w", err)
+	}
+	if q.seenShardStmt, err = db.PrepareContext(ctx, seenShard); err != nil {
+		return nil, fmt.Errorf("error preparing query SeenShard: %w", err)
 	}
 	if q.setMetaStmt, err = db.PrepareContext(ctx, setMeta); err != nil {
 		return nil, fmt.Errorf("error preparing query SetMeta: %w", err)
@@ -221,6 +236,11 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing endPortQuarantinesStmt: %w", cerr)
 		}
 	}
+	if q.freeUIDStmt != nil {
+		if cerr := q.freeUIDStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing freeUIDStmt: %w", cerr)
+		}
+	}
 	if q.freeUIDOfStmt != nil {
 		if cerr := q.freeUIDOfStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing freeUIDOfStmt: %w", cerr)
@@ -264,6 +284,16 @@ func (q *Queries) Close() error {
 	if q.insertWorkerStmt != nil {
 		if cerr := q.insertWorkerStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing insertWorkerStmt: %w", cerr)
+		}
+	}
+	if q.jumpLedgerCountersStmt != nil {
+		if cerr := q.jumpLedgerCountersStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing jumpLedgerCountersStmt: %w", cerr)
+		}
+	}
+	if q.jumpShardsStmt != nil {
+		if cerr := q.jumpShardsStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing jumpShardsStmt: %w", cerr)
 		}
 	}
 	if q.lastGroupStmt != nil {
@@ -334,6 +364,16 @@ func (q *Queries) Close() error {
 	if q.revokeClientStmt != nil {
 		if cerr := q.revokeClientStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing revokeClientStmt: %w", cerr)
+		}
+	}
+	if q.seenLedgerSequenceStmt != nil {
+		if cerr := q.seenLedgerSequenceStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing seenLedgerSequenceStmt: %w", cerr)
+		}
+	}
+	if q.seenShardStmt != nil {
+		if cerr := q.seenShardStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing seenShardStmt: %w", cerr)
 		}
 	}
 	if q.setMetaStmt != nil {
@@ -432,6 +472,7 @@ type Queries struct {
 	deliveriesOfStmt        *sql.Stmt
 	descriptorsStmt         *sql.Stmt
 	endPortQuarantinesStmt  *sql.Stmt
+	freeUIDStmt             *sql.Stmt
 	freeUIDOfStmt           *sql.Stmt
 	groupFromStmt           *sql.Stmt
 	groupStartStmt          *sql.Stmt
@@ -441,6 +482,8 @@ type Queries struct {
 	insertGroupStmt         *sql.Stmt
 	insertShardStmt         *sql.Stmt
 	insertWorkerStmt        *sql.Stmt
+	jumpLedgerCountersStmt  *sql.Stmt
+	jumpShardsStmt          *sql.Stmt
 	lastGroupStmt           *sql.Stmt
 	lowestFreeUIDStmt       *sql.Stmt
 	metaStmt                *sql.Stmt
@@ -455,6 +498,8 @@ type Queries struct {
 	quarantinePortStmt      *sql.Stmt
 	quarantinedStmt         *sql.Stmt
 	revokeClientStmt        *sql.Stmt
+	seenLedgerSequenceStmt  *sql.Stmt
+	seenShardStmt           *sql.Stmt
 	setMetaStmt             *sql.Stmt
 	takeDeliveryStmt        *sql.Stmt
 	takeUIDStmt             *sql.Stmt
@@ -482,6 +527,7 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		deliveriesOfStmt:        q.deliveriesOfStmt,
 		descriptorsStmt:         q.descriptorsStmt,
 		endPortQuarantinesStmt:  q.endPortQuarantinesStmt,
+		freeUIDStmt:             q.freeUIDStmt,
 		freeUIDOfStmt:           q.freeUIDOfStmt,
 		groupFromStmt:           q.groupFromStmt,
 		groupStartStmt:          q.groupStartStmt,
@@ -491,6 +537,8 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		insertGroupStmt:         q.insertGroupStmt,
 		insertShardStmt:         q.insertShardStmt,
 		insertWorkerStmt:        q.insertWorkerStmt,
+		jumpLedgerCountersStmt:  q.jumpLedgerCountersStmt,
+		jumpShardsStmt:          q.jumpShardsStmt,
 		lastGroupStmt:           q.lastGroupStmt,
 		lowestFreeUIDStmt:       q.lowestFreeUIDStmt,
 		metaStmt:                q.metaStmt,
@@ -505,6 +553,8 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		quarantinePortStmt:      q.quarantinePortStmt,
 		quarantinedStmt:         q.quarantinedStmt,
 		revokeClientStmt:        q.revokeClientStmt,
+		seenLedgerSequenceStmt:  q.seenLedgerSequenceStmt,
+		seenShardStmt:           q.seenShardStmt,
 		setMetaStmt:             q.setMetaStmt,
 		takeDeliveryStmt:        q.takeDeliveryStmt,
 		takeUIDStmt:             q.takeUIDStmt,

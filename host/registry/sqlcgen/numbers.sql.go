@@ -112,7 +112,8 @@ func (q *Queries) NextInShard(ctx context.Context, capacity int64) (NextInShardR
 }
 
 const nextLedgerSequence = `-- name: NextLedgerSequence :one
-INSERT INTO ledger_counters (class_code, last) VALUES (?, 1)
+INSERT INTO ledger_counters (class_code, last)
+VALUES (?, 1 + COALESCE((SELECT CAST(m.value AS INTEGER) FROM meta m WHERE m.key = 'ledger_floor'), 0))
 ON CONFLICT (class_code) DO UPDATE SET last = ledger_counters.last + 1
 RETURNING last
 `
