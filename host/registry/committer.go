@@ -58,7 +58,11 @@ func (c *committer) start(ctx context.Context) error {
 	if err := check(ctx, c.db); err != nil {
 		return err
 	}
-	if err := migrate(ctx, c.db); err != nil {
+	schemas, err := migrations()
+	if err != nil {
+		return err
+	}
+	if err := migrate(ctx, c.db, schemas); err != nil {
 		return err
 	}
 	// Nothing may cancel a statement of the writer: a cancelled statement takes

@@ -120,6 +120,7 @@ func liveAsChild(life string, stderr io.Writer) int {
 		"disk full":  fillDisk,
 		"no access":  openRefused,
 		"remount ro": turnReadOnly,
+		"migrate":    migrateSlowly,
 	}
 	if err := lives[name](arg); err != nil {
 		fmt.Fprintln(stderr, err)

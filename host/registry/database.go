@@ -19,7 +19,10 @@ import (
 )
 
 //go:embed migrations/*.sql
-var migrations embed.FS
+var embedded embed.FS
+
+// migrations are all schemas that there were, by number.
+func migrations() (fs.FS, error) { return fs.Sub(embedded, "migrations") }
 
 // access is what a pool of connections is for.
 type access int
@@ -106,8 +109,8 @@ func check(ctx context.Context, db *sql.DB) error {
 }
 
 // migrate brings the schema up to date; it refuses one from a newer host.
-func migrate(ctx context.Context, db *sql.DB) error {
-	p, err := provider(db)
+func migrate(ctx context.Context, db *sql.DB, schemas fs.FS) error {
+	p, err := provider(db, schemas)
 	if err != nil {
 		return err
 	}
@@ -126,7 +129,11 @@ func migrate(ctx context.Context, db *sql.DB) error {
 
 // checkSchema says whether a registry that may not be migrated can be read.
 func checkSchema(ctx context.Context, db *sql.DB) error {
-	p, err := provider(db)
+	schemas, err := migrations()
+	if err != nil {
+		return err
+	}
+	p, err := provider(db, schemas)
 	if err != nil {
 		return err
 	}
@@ -142,12 +149,8 @@ func checkSchema(ctx context.Context, db *sql.DB) error {
 	return nil
 }
 
-func provider(db *sql.DB) (*goose.Provider, error) {
-	files, err := fs.Sub(migrations, "migrations")
-	if err != nil {
-		return nil, err
-	}
-	return goose.NewProvider(goose.DialectSQLite3, db, files, goose.WithDisableGlobalRegistry(true))
+func provider(db *sql.DB, schemas fs.FS) (*goose.Provider, error) {
+	return goose.NewProvider(goose.DialectSQLite3, db, schemas, goose.WithDisableGlobalRegistry(true))
 }
 
 func schemaMismatch(have, want int64) error {

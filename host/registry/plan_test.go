@@ -21,6 +21,9 @@ func TestQueriesUseIndexes(t *testing.T) {
 		"AllDeliveries":     "asks for all",
 		"CountShards":       "one row for a million workers",
 		"LastGroup":         "takes the first row of the scan",
+
+		"JumpShards":         "once, in a recovery",
+		"JumpLedgerCounters": "once, in a recovery",
 	}
 	r := openTest(t)
 	files, err := fs.Glob(os.DirFS("."), "queries/*.sql")
