@@ -11,8 +11,12 @@ import (
 	workerv1 "github.com/dals-host/dals-host/sdk/proto/worker/v1"
 )
 
-// maxInFlight bounds how many tasks a worker does at once.
-const maxInFlight = 64
+// How many tasks a worker does at once, and how many it has in flight: these and
+// those that wait for their turn. A host lets a worker owe no more.
+const (
+	maxRunning  = 64
+	maxInFlight = 256
+)
 
 // desk is where deliveries come in and results go out. It knows each attempt in
 // exactly one place: in flight, or kept, or done. Its lock makes the step from
@@ -21,7 +25,8 @@ type desk struct {
 	log hclog.Logger
 
 	mu       sync.Mutex
-	inFlight map[attempt]context.CancelFunc
+	inFlight map[attempt]flight
+	turns    turns
 	replays  *replays
 	results  *results
 	out      *outbox // of the Exchange that is open, or nil
@@ -32,52 +37,68 @@ type desk struct {
 	tasks    sync.WaitGroup
 }
 
+// flight is an attempt that was claimed and is not finished.
+type flight struct {
+	cancel context.CancelFunc
+	turn   *turn
+}
+
 func newDesk(r *results, log hclog.Logger) *desk {
 	return &desk{
 		log:      log,
-		inFlight: map[attempt]context.CancelFunc{},
+		inFlight: map[attempt]flight{},
 		replays:  newReplays(),
 		results:  r,
 	}
 }
 
-// claim takes an attempt in, to be ended by finish. What is already in flight,
-// or kept, is neither claimed nor refused: its own result is the answer. Nor is
-// what came by an Exchange that is no longer the open one: the host has been
-// told, by Hello, that it is not here.
-func (d *desk) claim(from *outbox, a attempt, stamp *workerv1.Stamp, cancel context.CancelFunc) (bool, *refusal) {
+// claim takes an attempt in, to be run when its turn comes and ended by finish.
+// What is already in flight, or kept, is neither claimed nor refused: its own
+// result is the answer. Nor is what came by an Exchange that is no longer the
+// open one: the host has been told, by Hello, that it is not here.
+func (d *desk) claim(from *outbox, a attempt, stamp *workerv1.Stamp, cancel context.CancelFunc) (*turn, *refusal) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if _, ok := d.inFlight[a]; ok || d.out != from {
-		return false, nil
+		return nil, nil
 	}
 	if d.results.has(a) {
 		d.offer(item{kept: a})
-		return false, nil
+		return nil, nil
 	}
 	if d.draining {
-		return false, refuse(codeBusy, "the worker is ending")
+		return nil, refuse(codeBusy, "the worker is ending")
 	}
 	if len(d.inFlight) >= maxInFlight {
-		return false, refuse(codeBusy, "%d tasks are in flight", len(d.inFlight))
+		return nil, refuse(codeBusy, "%d tasks are in flight", len(d.inFlight))
 	}
 	if d.results.full(len(d.inFlight)) {
-		return false, refuse(codeBusy, "%d results of %d bytes wait for the host's receipt", len(d.results.kept), d.results.bytes)
+		return nil, refuse(codeBusy, "%d results wait for the host's receipt", len(d.results.kept))
 	}
 	id, err := uuid.Parse(a.id)
 	if err != nil {
-		return false, refuse(codeMalformed, "the id is not a UUID")
+		return nil, refuse(codeMalformed, "the id is not a UUID")
 	}
 	now := time.Now()
 	if !now.Before(time.UnixMilli(stamp.DeadlineUnixMs)) {
-		return false, refuse(codeExpired, pastDeadline)
+		return nil, refuse(codeExpired, pastDeadline)
 	}
 	if err := d.replays.claim(id, a.n, forgettable(stamp), now); err != nil {
-		return false, err
+		return nil, err
 	}
-	d.inFlight[a] = cancel
+	mine := d.turns.take()
+	d.inFlight[a] = flight{cancel: cancel, turn: mine}
 	d.tasks.Add(1)
-	return true, nil
+	d.advance()
+	return mine, nil
+}
+
+// advance lets tasks begin whose turn it is. None begins while there is no room
+// for its result: what a host does not take in holds up what it asks for.
+func (d *desk) advance() {
+	if d.results.bytes < maxKeptBytes {
+		d.turns.advance()
+	}
 }
 
 // finish ends a claimed attempt: its result is kept first, then offered. A
@@ -87,6 +108,8 @@ func (d *desk) finish(a attempt, result *workerv1.Envelope, status workerv1.Resu
 	kept, err := d.results.write(a, result)
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	defer d.advance()
+	d.turns.leave(d.inFlight[a].turn)
 	delete(d.inFlight, a)
 	switch status {
 	case workerv1.ResultStatus_RESULT_STATUS_OK:
@@ -127,14 +150,15 @@ func (d *desk) receipt(a attempt) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.results.remove(a)
+	d.advance()
 }
 
 // cancel asks a task to end. One that is not in flight is no error.
 func (d *desk) cancel(a attempt) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if cancel, ok := d.inFlight[a]; ok {
-		cancel()
+	if f, ok := d.inFlight[a]; ok {
+		f.cancel()
 	}
 }
 

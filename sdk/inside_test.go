@@ -106,11 +106,11 @@ func TestOnlyTheOpenExchangeDelivers(t *testing.T) {
 	d := newDesk(&results{}, hclog.NewNullLogger())
 	stamp := &workerv1.Stamp{Attempt: 1, DeadlineUnixMs: time.Now().Add(time.Minute).UnixMilli()}
 	claim := func(from *outbox) bool {
-		claimed, refused := d.claim(from, attempt{id: uuid.NewString(), n: 1}, stamp, func() {})
+		mine, refused := d.claim(from, attempt{id: uuid.NewString(), n: 1}, stamp, func() {})
 		if refused != nil {
 			t.Errorf("refused: %v", refused)
 		}
-		return claimed
+		return mine != nil
 	}
 	old, latest := newOutbox(), newOutbox()
 	d.attach(old, "serial")
@@ -156,16 +156,18 @@ func TestOnlyWhatIsNotQueuedIsDropped(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		d.inFlight[a] = flight{turn: d.turns.take()}
 		d.tasks.Add(1)
 		d.finish(a, result, workerv1.ResultStatus_RESULT_STATUS_OK)
 	}
 	out := newOutbox()
 	d.attach(out, "serial")
-	for range maxKept + maxInFlight {
+	const tooMany = maxKept + 3
+	for range tooMany {
 		finish()
 	}
-	if n := len(d.results.kept); n != maxKept+maxInFlight {
-		t.Errorf("%d kept while the exchange was open, want %d", n, maxKept+maxInFlight)
+	if n := len(d.results.kept); n != tooMany {
+		t.Errorf("%d kept while the exchange was open, want %d", n, tooMany)
 	}
 	stamp := &workerv1.Stamp{Attempt: 1, DeadlineUnixMs: time.Now().Add(time.Minute).UnixMilli()}
 	if _, refused := d.claim(out, attempt{id: uuid.NewString(), n: 1}, stamp, func() {}); refused == nil || refused.code != codeBusy {
@@ -175,6 +177,54 @@ func TestOnlyWhatIsNotQueuedIsDropped(t *testing.T) {
 	finish()
 	if n := len(d.results.kept); n != maxKept {
 		t.Errorf("%d kept with no exchange open, want %d", n, maxKept)
+	}
+}
+
+// TestTurns: who came first begins first; who leaves the queue is passed over; no
+// more run than may; and none begins while there is no room for its result.
+func TestTurns(t *testing.T) {
+	t.Parallel()
+	d := newDesk(&results{}, hclog.NewNullLogger())
+	var all []*turn
+	came := func() (n int) {
+		for _, x := range all {
+			select {
+			case <-x.come:
+				n++
+			default:
+			}
+		}
+		return n
+	}
+	leave := func(i int) {
+		d.turns.leave(all[i])
+		d.advance()
+	}
+	for range maxRunning + 4 {
+		all = append(all, d.turns.take())
+		d.advance()
+	}
+	if n := came(); n != maxRunning || all[maxRunning].began {
+		t.Fatalf("%d have begun", n)
+	}
+	leave(maxRunning + 1) // while it waits: makes room for nobody
+	if n := came(); n != maxRunning {
+		t.Errorf("%d have begun after one has left the queue", n)
+	}
+	leave(7)
+	leave(9)
+	if !all[maxRunning].began || all[maxRunning+1].began || !all[maxRunning+2].began || all[maxRunning+3].began {
+		t.Error("not the next two have begun")
+	}
+	d.results.bytes = maxKeptBytes
+	leave(11)
+	if all[maxRunning+3].began {
+		t.Error("a task has begun whose result has no room")
+	}
+	d.results.bytes--
+	d.advance()
+	if !all[maxRunning+3].began || d.turns.running != maxRunning || len(d.turns.waiting) != 0 {
+		t.Errorf("at last %d run, %d wait", d.turns.running, len(d.turns.waiting))
 	}
 }
 

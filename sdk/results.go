@@ -19,10 +19,12 @@ import (
 	workerv1 "github.com/dals-host/dals-host/sdk/proto/worker/v1"
 )
 
-// How much the kept results of one worker may be before it is busy. What is in
-// flight then may still come on top, up to maxInFlight results.
+// How much the kept results of one worker may be. All that is in flight has its
+// place among them, and so have those that the host has and whose receipts are on
+// their way. Beyond the bytes no task begins; what runs then may still come on
+// top, up to maxRunning results.
 const (
-	maxKept      = 256
+	maxKept      = 2 * maxInFlight
 	maxKeptBytes = 64 << 20
 )
 
@@ -56,8 +58,9 @@ func parseAttempt(name string) (attempt, bool) {
 // results are the signed results that the host has not yet receipted, one file
 // each. Files survive the end of the process; they are not forced to disk,
 // because a result that a power cut takes is one of a host that was cut off too,
-// and a torn file is known by its signature, and removed at the next start. write and load may be called at any
-// time; the rest keeps the index and is guarded by the desk's lock.
+// and a torn file is known by its signature, and removed at the next start. write
+// and load may be called at any time; the rest keeps the index and is guarded by
+// the desk's lock.
 type results struct {
 	root  *os.Root
 	log   hclog.Logger
@@ -191,7 +194,7 @@ func (r *results) add(k keptResult) {
 
 // full says whether nothing more should be taken on, with so many in flight.
 func (r *results) full(inFlight int) bool {
-	return len(r.kept)+inFlight >= maxKept || r.bytes >= maxKeptBytes
+	return len(r.kept)+inFlight >= maxKept
 }
 
 // trim drops the oldest where there are too many. It is for when no Exchange is

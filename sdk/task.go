@@ -29,8 +29,10 @@ type call func(ctx context.Context) ([]byte, error)
 // Func makes a task of a function. The schemas are those of In and Out as
 // encoding/json writes them: fields without omitempty or omitzero are required,
 // unknown ones refused. f sees only input that fits. It may run many times at
-// once; ctx ends at the task's deadline, when the task is cancelled, and when
-// the worker ends. FromContext and Call tell whose worker runs it, and for whom.
+// once: a worker does 64 tasks, of whatever kind, and the others wait in the
+// order in which they came. ctx ends at the task's deadline, waiting included,
+// when the task is cancelled, and when the worker ends. FromContext and Call tell
+// whose worker runs it, and for whom.
 //
 // An error fails the task: its text goes to the sender and into the record, so
 // it must not hold secrets. Errorf gives it a code of its own. A panic fails the

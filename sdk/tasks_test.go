@@ -137,19 +137,69 @@ func TestDeadlineAndCancelReachTheTask(t *testing.T) {
 	must(t, e.Cancel(nil))
 }
 
-func TestBusy(t *testing.T) {
-	t.Parallel()
-	p := newProbe()
-	w := p.start(t)
-	e := mustOpen(t, w)
+// fill has w hold as many tasks as it does at once.
+func (p *probe) fill(t *testing.T, w *workertest.Worker, e *workertest.Exchange) {
+	t.Helper()
 	for range 64 {
 		must(t, e.Deliver(w.Stamp(w.Envelope("probe.hold", text{}))))
 		<-p.holding
 	}
+}
+
+// TestQueue: what a worker does not do at once waits for its turn, up to what a
+// host lets a worker owe; only beyond it is busy.
+func TestQueue(t *testing.T) {
+	t.Parallel()
+	p := newProbe()
+	w := p.start(t)
+	e := mustOpen(t, w)
+	p.fill(t, w, e)
+	for range 256 - 64 {
+		must(t, e.Deliver(w.Stamp(w.Envelope("probe.hold", text{}))))
+	}
 	over := w.Envelope("probe.echo", text{})
 	must(t, e.Deliver(w.Stamp(over)))
 	if a := mustResult(t, e); a.Code != "busy" {
-		t.Errorf("the 65th: %s", a)
+		t.Errorf("the 257th: %s", a)
+	}
+	if h := w.Heartbeat(t.Context()); h.GetTasksInFlight() != 256 || len(p.holding) != 0 {
+		t.Errorf("%d in flight, %d more than 64 run", h.GetTasksInFlight(), len(p.holding))
+	}
+	again := mustOpen(t, w)
+	if n := len(again.Hello.GetInFlight()); n != 256 {
+		t.Errorf("hello names %d in flight", n)
+	}
+	p.releaseAll()
+	for range 256 {
+		if a := mustResult(t, again); !a.OK() {
+			t.Errorf("one of 256: %s", a)
+		}
+	}
+	must(t, again.Deliver(w.Stamp(over))) // busy spends no attempt
+	if a := mustResult(t, again); !a.OK() {
+		t.Errorf("the 257th, later: %s", a)
+	}
+}
+
+// TestQueuedTooLong: what waits is answered at its deadline or when it is
+// cancelled, while others still run, and is not run any more.
+func TestQueuedTooLong(t *testing.T) {
+	t.Parallel()
+	p := newProbe()
+	w := p.start(t)
+	e := mustOpen(t, w)
+	p.fill(t, w, e)
+	must(t, e.Deliver(w.Stamp(w.Envelope("probe.hold", text{}), func(s *workerv1.Stamp) {
+		s.DeadlineUnixMs = s.AdmittedAtUnixMs + 700
+	})))
+	if a := mustResult(t, e); a.Status != workerv1.ResultStatus_RESULT_STATUS_REFUSED || a.Code != "expired" {
+		t.Errorf("past its deadline: %s", a)
+	}
+	unwanted := w.Stamp(w.Envelope("probe.hold", text{}))
+	must(t, e.Deliver(unwanted))
+	must(t, e.Cancel(workertest.AttemptOf(unwanted)))
+	if a := mustResult(t, e); a.Code != "cancelled" {
+		t.Errorf("cancelled: %s", a)
 	}
 	p.releaseAll()
 	for range 64 {
@@ -157,9 +207,8 @@ func TestBusy(t *testing.T) {
 			t.Errorf("one of 64: %s", a)
 		}
 	}
-	must(t, e.Deliver(w.Stamp(over))) // busy spends no attempt
-	if a := mustResult(t, e); !a.OK() {
-		t.Errorf("the 65th, later: %s", a)
+	if len(p.holding) != 0 {
+		t.Error("a task that was answered has run")
 	}
 }
 

@@ -54,12 +54,12 @@ func (r *runner) admit(d *workerv1.Delivery) (*job, *refusal) {
 	return &job{task: task, header: header, stamp: stamp, payload: d.GetEnvelope().GetPayload()}, nil
 }
 
-// start starts a job that is new.
+// start starts a job that is new. Its task may have to wait for its turn.
 func (r *runner) start(j *job, out *outbox) *refusal {
 	ctx, cancel := r.taskContext(j)
-	claimed, refused := r.desk.claim(out, j.attempt(), j.stamp, cancel)
-	if claimed {
-		go r.work(ctx, cancel, j)
+	mine, refused := r.desk.claim(out, j.attempt(), j.stamp, cancel)
+	if mine != nil {
+		go r.work(ctx, cancel, j, mine)
 		return nil
 	}
 	cancel()
@@ -86,7 +86,7 @@ func (r *runner) taskContext(j *job) (context.Context, context.CancelFunc) {
 
 // work does a claimed job and hands its result in, whatever the task does to
 // its goroutine.
-func (r *runner) work(ctx context.Context, cancel context.CancelFunc, j *job) {
+func (r *runner) work(ctx context.Context, cancel context.CancelFunc, j *job, mine *turn) {
 	defer cancel()
 	done := failed(codePanicked, "the task panicked; the worker's log says where")
 	defer func() {
@@ -96,11 +96,18 @@ func (r *runner) work(ctx context.Context, cancel context.CancelFunc, j *job) {
 		}
 		r.handIn(j, done)
 	}()
+	select {
+	case <-mine.come:
+	case <-ctx.Done():
+	}
 	done = perform(ctx, j)
 }
 
-// perform runs the task on a payload that fits.
+// perform runs the task on a payload that fits, if its time is not over.
 func perform(ctx context.Context, j *job) outcome {
+	if over := overdue(ctx); over != nil {
+		return *over
+	}
 	if err := j.task.input.check(j.payload); err != nil {
 		return refused(codeSchemaMismatch, err.Error())
 	}
@@ -108,12 +115,8 @@ func perform(ctx context.Context, j *job) outcome {
 	if err != nil {
 		return refused(codeSchemaMismatch, err.Error())
 	}
-	// The context may not have noticed yet, where the process was stopped.
-	if due, ok := ctx.Deadline(); ok && !time.Now().Before(due) {
-		return refused(codeExpired, pastDeadline)
-	}
-	if err := ctx.Err(); err != nil {
-		return failed(codeOf(ctx, err), err.Error())
+	if over := overdue(ctx); over != nil { // to look at a payload takes time too
+		return *over
 	}
 	output, err := run(ctx)
 	switch {
@@ -123,6 +126,21 @@ func perform(ctx context.Context, j *job) outcome {
 		return failed(codeTooLarge, fmt.Sprintf("the output has %d bytes, more than %d", len(output), envelope.MaxPayload))
 	}
 	return outcome{status: workerv1.ResultStatus_RESULT_STATUS_OK, payload: output}
+}
+
+// overdue is the outcome of a task that shall not begin any more, or nil.
+func overdue(ctx context.Context) *outcome {
+	var over outcome
+	due, bounded := ctx.Deadline()
+	switch err := ctx.Err(); {
+	case bounded && !time.Now().Before(due): // ctx may not have noticed, where the process was stopped
+		over = refused(codeExpired, pastDeadline)
+	case err != nil:
+		over = failed(codeOf(ctx, err), err.Error())
+	default:
+		return nil
+	}
+	return &over
 }
 
 func failed(code, text string) outcome {
