@@ -51,11 +51,15 @@ type Past interface {
 	EntriesSince(ctx context.Context, since time.Time, visit func(record.Entry) error) error
 }
 
-// Config is what a Gate needs. All fields are required but Now.
+// Config is what a Gate needs. All fields are required but NotBefore
+// and Now.
 type Config struct {
 	Directory Directory
 	Kinds     Kinds
 	Recorder  Recorder
+	// NotBefore refuses envelopes that were issued earlier: the record of that
+	// time was lost. Zero refuses none.
+	NotBefore time.Time
 	Logger    hclog.Logger
 	Now       func() time.Time // time.Now unless a test needs another
 }
@@ -99,6 +103,7 @@ func New(ctx context.Context, c Config, past Past) *Gate {
 		refusals: newRefusals(c),
 		schemas:  newSchemas(c.Kinds),
 	}
+	g.seen.refuseBefore(c.NotBefore)
 	if err := g.seen.fill(ctx, past); err != nil {
 		c.Logger.Warn("replay window not rebuilt: what could have passed before this start is refused", "error", err)
 		// An envelope may have been issued ahead of this host's clock.

@@ -57,7 +57,9 @@ func (w *window) fill(ctx context.Context, past Past) error {
 func (w *window) refuseBefore(t time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.notBefore = t
+	if t.After(w.notBefore) {
+		w.notBefore = t
+	}
 }
 
 // check looks an envelope up without taking its id: a proof that does not hold
@@ -90,7 +92,7 @@ func (w *window) look(h *workerv1.Header) error {
 		return worker.Refuse(Replayed, "envelope %s was seen before", h.GetId())
 	}
 	if time.UnixMilli(h.GetIssuedUnixMs()).Before(w.notBefore) {
-		return worker.Refuse(Replayed, "envelope %s may have been seen before this host started: the record of that time cannot be read", h.GetId())
+		return worker.Refuse(Replayed, "envelope %s may have been seen before: the record of the time when it was issued cannot be read", h.GetId())
 	}
 	if !until(h).After(w.floor) {
 		return worker.Refuse(Expired, "it had expired before the host's clock was set back")

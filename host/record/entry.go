@@ -45,7 +45,7 @@ const (
 	Refused           Kind = "refused"            // Refusal, and Envelope: a no after the proof held
 	RefusedSummary    Kind = "refused_summary"    // Refusal: how many before a proof held, by peer
 	HostStarted       Kind = "host_started"       // no section; Reason tells the host's version
-	Recovered         Kind = "recovered"          // no section; the registry was made again, Reason tells from what
+	Recovered         Kind = "recovered"          // Recovery: the registry was made again; Reason tells from what
 	PluginDescribed   Kind = "plugin_described"   // Plugin: a part of a descriptor too long for one entry
 	PluginRegistered  Kind = "plugin_registered"  // Plugin: with the (rest of the) descriptor
 	PluginQuarantined Kind = "plugin_quarantined" // Plugin; with a reason
@@ -62,6 +62,7 @@ type Entry struct {
 	Envelope *EnvelopeFields `json:"envelope,omitempty"`
 	Refusal  *RefusalFields  `json:"refusal,omitempty"`
 	Plugin   *PluginFields   `json:"plugin,omitempty"`
+	Recovery *RecoveryFields `json:"recovery,omitempty"`
 	Reason   string          `json:"reason,omitempty"`
 }
 
@@ -118,6 +119,15 @@ type PluginFields struct {
 
 // MaxDescriptorPart is the most bytes of a descriptor that one entry carries.
 const MaxDescriptorPart = 40 << 10
+
+// RecoveryFields say how the registry was made again. The numbers that are left
+// out were never recorded as given, or as void.
+type RecoveryFields struct {
+	From      string    `json:"from"`                // record or backup
+	Lost      uint64    `json:"lost,omitempty"`      // entries that were published and could not be used
+	Jump      int       `json:"jump"`                // how many serials and ledger codes were left out
+	NotBefore time.Time `json:"not_before,omitzero"` // envelopes issued before are refused
+}
 
 // Encode is the entry as it is appended: one line of JSON without its newline.
 // V is filled in, times are cut to UTC milliseconds, and the texts that others
@@ -178,6 +188,11 @@ func (e Entry) encode() ([]byte, error) {
 		env.Deadline = env.Deadline.UTC().Truncate(time.Millisecond)
 		e.Envelope = &env
 	}
+	if e.Recovery != nil {
+		r := *e.Recovery
+		r.NotBefore = r.NotBefore.UTC().Truncate(time.Millisecond)
+		e.Recovery = &r
+	}
 	if err := e.check(); err != nil {
 		return nil, fmt.Errorf("encode entry: %w", err)
 	}
@@ -235,7 +250,7 @@ func Decode(line []byte) (Entry, error) {
 
 // check says whether the entry has the sections of its kind, and only those.
 func (e Entry) check() error {
-	var w, c, env, ref, p bool
+	var w, c, env, ref, p, rec bool
 	envOptional := false
 	switch e.Kind {
 	case Forge, Void, Retire, WorkerLost, WorkerRestarted, WorkerFailed, WorkerStopped, WorkerStarted, Upgrade:
@@ -250,7 +265,9 @@ func (e Entry) check() error {
 		ref = true
 	case PluginRegistered, PluginQuarantined, PluginDescribed:
 		p = true
-	case HostStarted, Recovered:
+	case Recovered:
+		rec = true
+	case HostStarted:
 	default:
 		return fmt.Errorf("kind %.40q: %w", e.Kind, worker.ErrInvalid)
 	}
@@ -259,7 +276,7 @@ func (e Entry) check() error {
 	}
 	env = env || envOptional && e.Envelope != nil
 	if (e.Worker != nil) != w || (e.Client != nil) != c || (e.Envelope != nil) != env ||
-		(e.Refusal != nil) != ref || (e.Plugin != nil) != p {
+		(e.Refusal != nil) != ref || (e.Plugin != nil) != p || (e.Recovery != nil) != rec {
 		return fmt.Errorf("%s with other sections than its own: %w", e.Kind, worker.ErrInvalid)
 	}
 	return nil

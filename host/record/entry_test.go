@@ -52,7 +52,7 @@ func someEntries() []Entry {
 		{At: at, Kind: Refused, Refusal: &RefusalFields{Code: "kind_unknown"}},
 		{At: at, Kind: RefusedSummary, Refusal: &RefusalFields{Code: "bad_proof", Peer: "uid 1000", Count: 17}},
 		{At: at, Kind: HostStarted, Reason: "dals-host 2.0"},
-		{At: at, Kind: Recovered, Reason: "17 entries"},
+		{At: at, Kind: Recovered, Recovery: &RecoveryFields{From: "backup", Jump: 1000, NotBefore: time.Date(2026, 11, 22, 17, 31, 0, 0, time.UTC)}, Reason: "17 entries"},
 		{At: at, Kind: PluginDescribed, Plugin: &PluginFields{Digest: "ab", Descriptor: []byte{1}}},
 		{At: at, Kind: PluginRegistered, Plugin: &PluginFields{Path: "/p", Digest: "ab", Type: "template", Version: "1.0.0", OwnerUID: 17, Descriptor: []byte{2}}},
 		{At: at, Kind: PluginQuarantined, Plugin: &PluginFields{Path: "/p", Digest: "ab", Fix: "build it"}, Reason: "no ELF"},

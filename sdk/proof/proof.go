@@ -23,6 +23,7 @@ const (
 	Envelope Domain = "dals.envelope.v1"
 	Stamp    Domain = "dals.stamp.v1"
 	Manifest Domain = "dals.manifest.v1"
+	Backup   Domain = "dals.backup.v1"
 )
 
 // Sign is the signature of message in domain d, Size bytes. It panics when key
