@@ -13,7 +13,7 @@ import (
 func TestNotBefore(t *testing.T) {
 	w := newWorld()
 	key := w.enrol(t, "nora")
-	limit := w.now.Add(10 * time.Second)
+	limit := w.now.Add(10 * time.Second).Truncate(time.Millisecond)
 	g := New(t.Context(), Config{
 		Directory: w, Kinds: w, Recorder: w, NotBefore: limit, Logger: hclog.NewNullLogger(), Now: func() time.Time { return w.now },
 	}, w)
