@@ -1,9 +1,10 @@
 // Package stage keeps the folders of workers. A folder is put together below
 // .stage/, made durable, and promoted by one rename to instances/: a worker's
-// folder is there whole or not at all. Both lie below one directory, so they
-// are on one file system by construction.
+// folder is there whole or not at all. One that another is to replace waits in
+// .aside/ until that is certain. All lie below one directory, so they are on one
+// file system by construction.
 //
-// Every undo (Drop, Demote, Remove) may be repeated and treats
+// Every undo (Drop, Demote, Remove, PutBack, DropAside) may be repeated and treats
 // what is not there as done. A crash leaves at most a stage, which Sweep
 // removes. The mirror of a worker, instances/worker_<serial>.json, is written
 // whole, and only when it differs.
@@ -31,6 +32,7 @@ import (
 
 const (
 	staging   = ".stage"
+	aside     = ".aside"
 	instances = "instances"
 )
 
@@ -47,7 +49,7 @@ type Store struct {
 
 // Open makes what is missing of the folders. The caller closes the store.
 func Open(c Config) (*Store, error) {
-	for _, d := range []string{c.Dir, filepath.Join(c.Dir, staging), filepath.Join(c.Dir, instances)} {
+	for _, d := range []string{c.Dir, filepath.Join(c.Dir, staging), filepath.Join(c.Dir, aside), filepath.Join(c.Dir, instances)} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("open stage: %w", err)
 		}
@@ -123,11 +125,12 @@ func (s *Store) Demote(serial worker.Serial) error {
 	return nil
 }
 
-// Remove ends the folder of a promoted worker, with its keys and its state. It
-// is out of instances/ at once; if a crash interrupts the rest, Sweep ends it.
+// Remove ends the folder of a promoted worker, with its keys and its state, and
+// one that is aside. It is out of instances/ at once; if a crash interrupts the
+// rest, Sweep ends it.
 func (s *Store) Remove(serial worker.Serial) error {
 	// A leftover stage of the same name would be in the way of the rename.
-	for _, step := range []func(worker.Serial) error{s.Drop, s.Demote, s.Drop} {
+	for _, step := range []func(worker.Serial) error{s.Drop, s.Demote, s.Drop, s.DropAside} {
 		if err := step(serial); err != nil {
 			return err
 		}
@@ -155,10 +158,12 @@ func (s *Store) Sweep() ([]worker.Serial, error) {
 }
 
 // Instances are the workers whose folders are promoted.
-func (s *Store) Instances() ([]worker.Serial, error) {
-	entries, err := fs.ReadDir(s.root.FS(), instances)
+func (s *Store) Instances() ([]worker.Serial, error) { return s.serials(instances) }
+
+func (s *Store) serials(dir string) ([]worker.Serial, error) {
+	entries, err := fs.ReadDir(s.root.FS(), dir)
 	if err != nil {
-		return nil, fmt.Errorf("list instances: %w", err)
+		return nil, fmt.Errorf("list %s: %w", dir, err)
 	}
 	var serials []worker.Serial
 	for _, e := range entries {

@@ -211,7 +211,7 @@ func TestUndoMayBeRepeated(t *testing.T) {
 	promoteNew(t, s, nora)
 	build(t, s, nora) // what a crash may leave beside it
 	twice("remove", s.Remove)
-	if all := list(t, s.dir); len(all) != 3 {
+	if all := list(t, s.dir); len(all) != 4 {
 		t.Errorf("left: %q", all)
 	}
 	if _, err := s.OpenRoot(nora); !errors.Is(err, worker.ErrNotFound) {
@@ -312,7 +312,7 @@ func TestManyFiles(t *testing.T) {
 	if err := s.Remove(nora); err != nil {
 		t.Fatal(err)
 	}
-	if left := list(t, s.dir); len(left) != 3 {
+	if left := list(t, s.dir); len(left) != 4 {
 		t.Errorf("left: %d", len(left))
 	}
 }
@@ -337,7 +337,7 @@ func TestNotRoot(t *testing.T) {
 		if err := s.Remove(nora); err != nil {
 			t.Fatal(err)
 		}
-		if left := list(t, "workers"); len(left) != 3 || strings.Contains(left[0], " 0:") {
+		if left := list(t, "workers"); len(left) != 4 || strings.Contains(left[0], " 0:") {
 			t.Errorf("left: %q", left)
 		}
 		return
@@ -387,7 +387,7 @@ func TestRemoveDeep(t *testing.T) {
 	if err := s.Remove(nora); err != nil {
 		t.Fatal(err)
 	}
-	if left := list(t, s.dir); len(left) != 3 {
+	if left := list(t, s.dir); len(left) != 4 {
 		t.Errorf("left: %d", len(left))
 	}
 }
@@ -513,7 +513,7 @@ func TestKilledWhileForging(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		if left := list(t, dir); len(left) != 3 {
+		if left := list(t, dir); len(left) != 4 {
 			t.Errorf("left: %q", left)
 		}
 		s.Close()
