@@ -54,7 +54,7 @@ func TestPlanAndApply(t *testing.T) {
 func (h *host) asPlanned(plan client.Forged, made client.Worker) {
 	h.t.Helper()
 	dir := filepath.Join(h.dir, "workers", "instances", made.WorkerSerial)
-	found := h.folder(dir)
+	found := h.listed(dir)
 	var planned []manifest.Entry
 	for _, f := range plan.Files {
 		e := manifest.Entry{Path: f.Path, Mode: f.Mode, Size: f.Size, SHA256: f.SHA256}
@@ -95,9 +95,9 @@ func (h *host) asPlanned(plan client.Forged, made client.Worker) {
 
 func byPath(a, b manifest.Entry) int { return strings.Compare(a.Path, b.Path) }
 
-// folder lists a worker's folder as a plan does, without what was put there since
+// listed lists a worker's folder as a plan does, without what was put there since
 // it was made.
-func (h *host) folder(dir string) (all []manifest.Entry) {
+func (h *host) listed(dir string) (all []manifest.Entry) {
 	h.t.Helper()
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {

@@ -40,7 +40,9 @@ func TestVerifyNamesEveryChange(t *testing.T) {
 				return firstError(os.Rename(at("config.json"), at("logs/c")), os.Symlink("logs/c", at("config.json")))
 			}, []string{"config.json: is a symlink"}},
 			{"extra link", func() error { return os.Symlink("/etc/passwd", at("vault/passwd")) }, []string{"vault/passwd: is a symlink"}},
-			{"pipe", func() error { return firstError(os.Remove(at("config.json")), syscall.Mkfifo(at("config.json"), 0o440)) }, []string{"config.json: is a pipe"}},
+			{"pipe", func() error {
+				return firstError(os.Remove(at("config.json")), syscall.Mkfifo(at("config.json"), 0o440))
+			}, []string{"config.json: is a pipe"}},
 			{"folder", func() error { return firstError(os.Remove(at("config.json")), os.Mkdir(at("config.json"), 0o750)) }, []string{"config.json: is a directory"}},
 			{"many", func() error {
 				return firstError(os.Remove(at("vault/reflection.json")), os.WriteFile(at("a"), nil, 0o440), os.Chmod(at("certs"), 0o755))
