@@ -96,7 +96,7 @@ func (d *desk) claim(from *outbox, a attempt, stamp *workerv1.Stamp, cancel cont
 // advance lets tasks begin whose turn it is. None begins while there is no room
 // for its result: what a host does not take in holds up what it asks for.
 func (d *desk) advance() {
-	if d.results.bytes < maxKeptBytes {
+	if d.results.hasRoom() {
 		d.turns.advance()
 	}
 }

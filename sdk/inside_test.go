@@ -44,7 +44,8 @@ func TestReplaysForgetWhatHasPassed(t *testing.T) {
 		t.Errorf("a replay in time: %v", refused)
 	}
 	r = newReplays()
-	for i := range uint32(maxRemembered) {
+	r.most = 2 * sweepFrom
+	for i := range uint32(r.most) {
 		r.last[uuid.UUID(binary.BigEndian.AppendUint32(make([]byte, 12), i))] = remembered{attempt: 1, until: later.Unix()}
 	}
 	if refused := claim(short, later, start); refused == nil || refused.code != codeBusy {
@@ -61,15 +62,16 @@ func TestIntegrityLooksAgain(t *testing.T) {
 	t.Parallel()
 	looks, answers := make(chan struct{}), make(chan error)
 	i := &integrity{
-		look:   func() error { looks <- struct{}{}; return <-answers },
-		log:    hclog.NewNullLogger(),
-		at:     time.Now(),
-		mended: make(chan struct{}),
+		look:    func() error { looks <- struct{}{}; return <-answers },
+		recheck: time.Hour,
+		log:     hclog.NewNullLogger(),
+		at:      time.Now(),
+		mended:  make(chan struct{}),
 	}
 	age := func() {
 		i.mu.Lock()
 		defer i.mu.Unlock()
-		i.at = time.Now().Add(-recheck)
+		i.at = time.Now().Add(-i.recheck)
 	}
 	if i.current() != "" {
 		t.Error("a fault out of nothing")
@@ -103,7 +105,7 @@ func TestIntegrityLooksAgain(t *testing.T) {
 // said Hello is not taken in, as that Hello did not name it.
 func TestOnlyTheOpenExchangeDelivers(t *testing.T) {
 	t.Parallel()
-	d := newDesk(&results{}, hclog.NewNullLogger())
+	d := newDesk(&results{bounds: usualBounds()}, hclog.NewNullLogger())
 	stamp := &workerv1.Stamp{Attempt: 1, DeadlineUnixMs: time.Now().Add(time.Minute).UnixMilli()}
 	claim := func(from *outbox) bool {
 		mine, refused := d.claim(from, attempt{id: uuid.NewString(), n: 1}, stamp, func() {})
@@ -147,7 +149,8 @@ func TestOnlyWhatIsNotQueuedIsDropped(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := newDesk(&results{root: root, log: hclog.NewNullLogger()}, hclog.NewNullLogger())
+	const most, tooMany = 8, 11
+	d := newDesk(&results{root: root, bounds: bounds{kept: most, keptBytes: 1 << 20}, log: hclog.NewNullLogger()}, hclog.NewNullLogger())
 	r := &runner{worker: &Worker{key: key, identity: identity.Identity{WorkerSerial: "DMN-GD-1-00000000-00000"}}}
 	sender := envelope.ClientID(key.Public().(ed25519.PublicKey))
 	finish := func() {
@@ -162,7 +165,6 @@ func TestOnlyWhatIsNotQueuedIsDropped(t *testing.T) {
 	}
 	out := newOutbox()
 	d.attach(out, "serial")
-	const tooMany = maxKept + 3
 	for range tooMany {
 		finish()
 	}
@@ -175,56 +177,8 @@ func TestOnlyWhatIsNotQueuedIsDropped(t *testing.T) {
 	}
 	d.detach(out)
 	finish()
-	if n := len(d.results.kept); n != maxKept {
-		t.Errorf("%d kept with no exchange open, want %d", n, maxKept)
-	}
-}
-
-// TestTurns: who came first begins first; who leaves the queue is passed over; no
-// more run than may; and none begins while there is no room for its result.
-func TestTurns(t *testing.T) {
-	t.Parallel()
-	d := newDesk(&results{}, hclog.NewNullLogger())
-	var all []*turn
-	came := func() (n int) {
-		for _, x := range all {
-			select {
-			case <-x.come:
-				n++
-			default:
-			}
-		}
-		return n
-	}
-	leave := func(i int) {
-		d.turns.leave(all[i])
-		d.advance()
-	}
-	for range maxRunning + 4 {
-		all = append(all, d.turns.take())
-		d.advance()
-	}
-	if n := came(); n != maxRunning || all[maxRunning].began {
-		t.Fatalf("%d have begun", n)
-	}
-	leave(maxRunning + 1) // while it waits: makes room for nobody
-	if n := came(); n != maxRunning {
-		t.Errorf("%d have begun after one has left the queue", n)
-	}
-	leave(7)
-	leave(9)
-	if !all[maxRunning].began || all[maxRunning+1].began || !all[maxRunning+2].began || all[maxRunning+3].began {
-		t.Error("not the next two have begun")
-	}
-	d.results.bytes = maxKeptBytes
-	leave(11)
-	if all[maxRunning+3].began {
-		t.Error("a task has begun whose result has no room")
-	}
-	d.results.bytes--
-	d.advance()
-	if !all[maxRunning+3].began || d.turns.running != maxRunning || len(d.turns.waiting) != 0 {
-		t.Errorf("at last %d run, %d wait", d.turns.running, len(d.turns.waiting))
+	if n := len(d.results.kept); n != most {
+		t.Errorf("%d kept with no exchange open, want %d", n, most)
 	}
 }
 

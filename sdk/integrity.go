@@ -11,16 +11,14 @@ import (
 	"github.com/dals-host/dals-host/sdk/vault"
 )
 
-// recheck is the least time between two looks at a worker's files.
-const recheck = 10 * time.Second
-
 // integrity is the worker's own opinion of its manifest and vault. It looks
 // again when somebody asks and the last look is old; there is no loop. A worker
 // that starts with a fault never opens its type; when the fault is mended it has
 // to start again, and mended is closed to say so.
 type integrity struct {
-	look func() error
-	log  hclog.Logger
+	look    func() error
+	recheck time.Duration
+	log     hclog.Logger
 
 	mu      sync.Mutex
 	fault   string
@@ -32,8 +30,8 @@ type integrity struct {
 }
 
 // newIntegrity looks for the first time.
-func newIntegrity(f *folder, log hclog.Logger) *integrity {
-	i := &integrity{look: f.check, log: log, mended: make(chan struct{})}
+func newIntegrity(f *folder, recheck time.Duration, log hclog.Logger) *integrity {
+	i := &integrity{look: f.check, recheck: recheck, log: log, mended: make(chan struct{})}
 	if err := i.look(); err != nil {
 		i.fault, i.sealed = err.Error(), true
 		log.Error("vault_integrity=false: every envelope is refused", "fault", i.fault)
@@ -46,7 +44,7 @@ func newIntegrity(f *folder, log hclog.Logger) *integrity {
 func (i *integrity) current() string {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if !i.looking && time.Since(i.at) >= recheck {
+	if !i.looking && time.Since(i.at) >= i.recheck {
 		i.looking = true
 		i.looks.Go(i.again)
 	}

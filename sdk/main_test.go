@@ -15,11 +15,15 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/dals-host/dals-host/sdk"
+	"github.com/dals-host/dals-host/sdk/wire"
 	"github.com/dals-host/dals-host/sdk/workertest"
 )
 
 // handEnv makes the test binary a plugin that is run by hand.
 const handEnv = "SDK_TEST_BY_HAND"
+
+// tightFile in a worker's folder gives its process less time and room than usual.
+const tightFile = "state/tight"
 
 func TestMain(m *testing.M) {
 	switch os.Getenv(handEnv) {
@@ -28,7 +32,12 @@ func TestMain(m *testing.M) {
 	case "bad":
 		sdk.Serve(sdk.Type{Name: "Bad Name"})
 	}
-	workertest.Main(func() sdk.Type { return newProbe().typ() }, func() { goleak.VerifyTestMain(m) })
+	workertest.Main(func() sdk.Type {
+		p := newProbe()
+		_, err := os.Stat(filepath.Join(os.Getenv(wire.WorkerDirEnv), tightFile))
+		p.tight = err == nil
+		return p.typ()
+	}, func() { goleak.VerifyTestMain(m) })
 }
 
 // probe is a type whose tasks misbehave on demand. Tasks of kind probe.hold stay
@@ -40,6 +49,7 @@ type probe struct {
 	opened  *sdk.Worker
 	openErr error
 	closed  chan struct{}
+	tight   bool // less time and room than usual
 
 	closeErr error
 }
@@ -107,10 +117,12 @@ func (p *probe) typ() sdk.Type {
 		Open:  func(_ context.Context, w *sdk.Worker) error { p.opened = w; return p.openErr },
 		Close: func() error { p.closed <- struct{}{}; return p.closeErr },
 	}
-	t.Tasks = append(t.Tasks, sdk.Process(processor{large: fmt.Appendf(nil, "%q", strings.Repeat("x", 5<<18))},
+	t.Tasks = append(t.Tasks, sdk.Process(processor{},
 		sdk.Kind{Kind: "probe.raw", Summary: "Answer with the payload.", Input: json.RawMessage(`{"type":["object","string"]}`)},
-		sdk.Kind{Kind: "probe.large", Summary: "Answer with 1.25 MiB."},
 		sdk.Kind{Kind: "probe.broken", Summary: "Answer with what is no JSON."})...)
+	if p.tight {
+		return sdk.Tight(t)
+	}
 	return t
 }
 
@@ -120,15 +132,12 @@ func (p *probe) hold(_ context.Context, in text) (text, error) {
 	return in, nil
 }
 
-type processor struct{ large []byte }
+type processor struct{}
 
 // ProcessTask answers kinds that are data.
-func (p processor) ProcessTask(_ context.Context, kind string, payload []byte) ([]byte, error) {
-	switch kind {
-	case "probe.broken":
+func (processor) ProcessTask(_ context.Context, kind string, payload []byte) ([]byte, error) {
+	if kind == "probe.broken" {
 		return []byte("no JSON"), nil
-	case "probe.large":
-		return p.large, nil
 	}
 	return payload, nil
 }

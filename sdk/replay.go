@@ -16,6 +16,7 @@ const maxRemembered = 1 << 20
 // deadline soon.
 type replays struct {
 	last  map[uuid.UUID]remembered
+	most  int
 	swept time.Time
 }
 
@@ -30,7 +31,7 @@ const (
 	sweepEvery = 10 * time.Second
 )
 
-func newReplays() *replays { return &replays{last: map[uuid.UUID]remembered{}} }
+func newReplays() *replays { return &replays{last: map[uuid.UUID]remembered{}, most: maxRemembered} }
 
 // claim remembers an attempt, or says why it must not run.
 func (r *replays) claim(id uuid.UUID, attempt uint32, until, now time.Time) *refusal {
@@ -41,7 +42,7 @@ func (r *replays) claim(id uuid.UUID, attempt uint32, until, now time.Time) *ref
 	switch {
 	case ok && attempt <= seen.attempt:
 		return refuse(codeReplayed, "attempt %d of this envelope has been here", seen.attempt)
-	case !ok && len(r.last) >= maxRemembered:
+	case !ok && len(r.last) >= r.most:
 		return refuse(codeBusy, "%d envelopes are remembered", len(r.last))
 	}
 	r.last[id] = remembered{attempt: attempt, until: until.Unix() + 1}

@@ -19,15 +19,6 @@ import (
 	workerv1 "github.com/dals-host/dals-host/sdk/proto/worker/v1"
 )
 
-// How much the kept results of one worker may be. All that is in flight has its
-// place among them, and so have those that the host has and whose receipts are on
-// their way. Beyond the bytes no task begins; what runs then may still come on
-// top, up to maxRunning results.
-const (
-	maxKept      = 2 * maxInFlight
-	maxKeptBytes = 64 << 20
-)
-
 // attempt names one delivery of one envelope.
 type attempt struct {
 	id string
@@ -62,10 +53,11 @@ func parseAttempt(name string) (attempt, bool) {
 // and load may be called at any time; the rest keeps the index and is guarded by
 // the desk's lock.
 type results struct {
-	root  *os.Root
-	log   hclog.Logger
-	kept  []keptResult // oldest first
-	bytes int64
+	root   *os.Root
+	bounds bounds
+	log    hclog.Logger
+	kept   []keptResult // oldest first
+	bytes  int64
 }
 
 type keptResult struct {
@@ -77,7 +69,7 @@ type keptResult struct {
 // openResults finds the results that an earlier process kept. A file that has
 // the name of a result, or of one being written, and is none of this worker is
 // removed; any other is left alone. Both are logged.
-func openResults(f *folder, log hclog.Logger) (*results, error) {
+func openResults(f *folder, b bounds, log hclog.Logger) (*results, error) {
 	if err := f.root.MkdirAll(resultsDir, 0o700); err != nil {
 		return nil, fmt.Errorf("open results: %w", err)
 	}
@@ -85,7 +77,7 @@ func openResults(f *folder, log hclog.Logger) (*results, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open results: %w", err)
 	}
-	r := &results{root: f.root, log: log}
+	r := &results{root: f.root, bounds: b, log: log}
 	type found struct {
 		keptResult
 		at time.Time
@@ -194,13 +186,16 @@ func (r *results) add(k keptResult) {
 
 // full says whether nothing more should be taken on, with so many in flight.
 func (r *results) full(inFlight int) bool {
-	return len(r.kept)+inFlight >= maxKept
+	return len(r.kept)+inFlight >= r.bounds.kept
 }
+
+// hasRoom says whether a task may begin whose result will be kept.
+func (r *results) hasRoom() bool { return r.bytes < r.bounds.keptBytes }
 
 // trim drops the oldest where there are too many. It is for when no Exchange is
 // open: what one has queued is promised to the host.
 func (r *results) trim() {
-	for len(r.kept) > maxKept || r.bytes > maxKeptBytes {
+	for len(r.kept) > r.bounds.kept || r.bytes > r.bounds.keptBytes {
 		oldest := r.kept[0].attempt
 		r.log.Error("dropped the oldest result: the host has not taken it", "envelope", oldest.id, "attempt", oldest.n)
 		r.remove(oldest)

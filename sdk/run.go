@@ -20,13 +20,6 @@ import (
 	"github.com/dals-host/dals-host/sdk/wire"
 )
 
-// How long a worker that shall end lets tasks finish, and from when on it asks
-// them to.
-const (
-	grace    = 5 * time.Second
-	askAfter = 4 * time.Second
-)
-
 // runner is one worker while it lives. Its methods are the worker plane.
 type runner struct {
 	workerv1.UnimplementedWorkerServiceServer
@@ -76,7 +69,7 @@ func (c *checkedType) serveFolder(ctx context.Context, f *folder, dir string, lo
 	tasks, endTasks := context.WithCancel(context.WithoutCancel(ctx))
 	defer endTasks()
 	w := &Worker{identity: *f.identity, key: f.key, dir: dir, log: log}
-	integrity := newIntegrity(f, log)
+	integrity := newIntegrity(f, c.bounds.recheck, log)
 	defer integrity.looks.Wait()
 	if !integrity.sealed {
 		stop := context.AfterFunc(ctx, endTasks) // opening heeds the end of ctx; tasks are given a grace
@@ -87,7 +80,7 @@ func (c *checkedType) serveFolder(ctx context.Context, f *folder, dir string, lo
 		}
 		defer func() { err = errors.Join(err, c.close()) }()
 	}
-	kept, err := openResults(f, log)
+	kept, err := openResults(f, c.bounds, log)
 	if err != nil {
 		return err
 	}
@@ -180,13 +173,13 @@ func (r *runner) serve(ctx context.Context, server *grpc.Server, listener net.Li
 // end lets what is in flight finish and its results out, and then stops. It
 // takes no longer than the grace, whatever tasks and host do.
 func (r *runner) end(server *grpc.Server, endTasks func()) {
-	ask := time.AfterFunc(askAfter, endTasks)
+	ask := time.AfterFunc(r.typ.bounds.askAfter, endTasks)
 	defer ask.Stop()
-	late := time.AfterFunc(grace, server.Stop)
+	late := time.AfterFunc(r.typ.bounds.grace, server.Stop)
 	defer late.Stop()
 	select {
 	case <-r.desk.drain():
-	case <-time.After(grace):
+	case <-time.After(r.typ.bounds.grace):
 	}
 	r.desk.close()
 	close(r.stopped)

@@ -44,6 +44,8 @@ type Type struct {
 	// Close, when not nil, runs after the last task when a worker ends in good
 	// order. A worker may also be killed: never rely on it.
 	Close func() error
+
+	bounds bounds // the usual ones when zero; tests allow less
 }
 
 // Resources are what one worker needs; zero means the host's default.
@@ -77,6 +79,9 @@ type checkedType struct {
 // it in one go.
 func (t Type) check() (*checkedType, error) {
 	c := &checkedType{Type: t, kinds: make(map[string]Task, len(t.Tasks))}
+	if c.bounds == (bounds{}) {
+		c.bounds = usualBounds()
+	}
 	faults := []error{t.checkNames(), t.checkNeeds(), c.addTasks()}
 	var err error
 	if c.config, err = configSchema(t.Config); err != nil {
