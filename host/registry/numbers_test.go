@@ -2,6 +2,9 @@ package registry
 
 import (
 	"errors"
+	"maps"
+	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -67,6 +70,53 @@ func TestFullShardIsFollowedByAnother(t *testing.T) {
 	if a, b := string(serials[2]), string(serials[3]); a[9:17] == string(serials[1])[9:17] || a[9:17] != b[9:17] ||
 		!strings.HasSuffix(a, "-00000") || !strings.HasSuffix(b, "-00001") {
 		t.Errorf("after the shard of %s come %s and %s", serials[1], a, b)
+	}
+}
+
+// TestShardRunsOver: many callers at the end of a shard, over a restart in the
+// middle. Each gets a serial of its own, and one more shard is enough.
+func TestShardRunsOver(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "registry.db")
+	r := openAt(t, path)
+	const before = 60
+	update(t, r, func(tx *Tx) error {
+		_, err := tx.conn.ExecContext(tx.ctx, "UPDATE shards SET used = ?", worker.SerialsPerShard-before)
+		return err
+	})
+	var mu sync.Mutex
+	seen, shards := map[worker.Serial]bool{}, map[string]int{}
+	round := func(each int) {
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				for range each {
+					var serial worker.Serial
+					if err := r.Update(t.Context(), func(tx *Tx) (err error) {
+						serial, err = tx.AllocateSerial("DMN-TP-1")
+						return err
+					}); err != nil {
+						t.Error(err)
+					}
+					mu.Lock()
+					if _, err := worker.ParseSerial(string(serial)); err != nil || seen[serial] {
+						t.Errorf("serial %s: given before: %t, %v", serial, seen[serial], err)
+					}
+					seen[serial] = true
+					shards[strings.Split(string(serial), "-")[3]]++
+					mu.Unlock()
+				}
+			})
+		}
+		wg.Wait()
+	}
+	round(5)
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r = openAt(t, path)
+	round(10)
+	if len(seen) != 8*15 || len(shards) != 2 || !slices.Contains(slices.Collect(maps.Values(shards)), before) {
+		t.Errorf("%d serials in shards %v", len(seen), shards)
 	}
 }
 
