@@ -18,12 +18,18 @@ import (
 	"github.com/dals-host/dals-host/sdk/client"
 )
 
-// The exit codes of the contract; 3, partly done, is of no command yet.
+// The exit codes of the contract.
 const (
 	exitDone   = 0
 	exitFailed = 1
 	exitUsage  = 2
+	exitPartly = 3
 )
+
+// partlyError says that a command did its work, and not all of it.
+type partlyError struct{ error }
+
+func (e *partlyError) Unwrap() error { return e.error }
 
 // usageError is a command line that cannot be run.
 type usageError struct{ error }
@@ -57,6 +63,9 @@ func (a *app) report(ctx context.Context, ran *cobra.Command, err error) int {
 		if hint == "" {
 			hint = fmt.Sprintf("run %s --help", ran.CommandPath())
 		}
+	}
+	if _, ok := errors.AsType[*partlyError](err); ok {
+		code = exitPartly
 	}
 	fmt.Fprintf(a.stderr, "%s %s\n", a.paint(red, "error:"), oneLine(err.Error()))
 	if hint != "" {
