@@ -19,9 +19,9 @@ type Type struct {
 	// dals-worker-<name>: 1 to 32 lower-case letters, digits or '_', starting
 	// with a letter.
 	Name string
-	// Version is a semantic version without a leading v, as in 1.0.0. Change it
-	// with every change of the binary: a host refuses other bytes under a
-	// version that it knows.
+	// Version is a semantic version without a leading v or build metadata, as in
+	// 1.0.0 or 1.1.0-rc.1. Change it with every change of the binary: a host
+	// refuses other bytes under a version that it knows.
 	Version string
 	// Family is two capital letters, part of every serial.
 	Family string
@@ -32,23 +32,27 @@ type Type struct {
 	// before Open. A field with a default that is not zero may be left out by
 	// who forges; so may one marked omitempty or omitzero; all others must be given.
 	Config any
-	// Tasks are what workers of this type can do, at least one.
+	// Tasks are what workers of this type can do, 1 to 64.
 	Tasks []Task
 	// Resources are what one worker needs.
 	Resources Resources
-	// Capabilities are asked for here and granted at forging.
+	// Capabilities are what a worker needs beyond its own folder, as in
+	// egress:HOST:PORT: a word in lower case, and after a colon more of it, without
+	// spaces. They are shown to who forges; no host grants any yet.
 	Capabilities []string
 	// Open, when not nil, runs in a worker once Config is read and before the
 	// first task. ctx ends with the worker. An error ends the worker.
 	Open func(ctx context.Context, w *Worker) error
 	// Close, when not nil, runs after the last task when a worker ends in good
-	// order. A worker may also be killed: never rely on it.
+	// order; only a task that ignores its context may still run. A worker may also
+	// be killed: never rely on it.
 	Close func() error
 
 	bounds bounds // the usual ones when zero; tests allow less
 }
 
-// Resources are what one worker needs; zero means the host's default.
+// Resources are what one worker needs; zero means the host's default. A host
+// gives no more than it has to give, whatever is asked for.
 type Resources struct {
 	MemoryBytes int64
 	CPUMillis   int64 // thousandths of one core
@@ -59,13 +63,19 @@ var (
 	typeForm   = regexp.MustCompile(`^[a-z][a-z0-9_]{0,31}$`)
 	familyForm = regexp.MustCompile(`^[A-Z]{2}$`)
 	verbForm   = regexp.MustCompile(`^[a-z][a-z0-9_]{0,63}$`)
+
+	capabilityForm = regexp.MustCompile(`^[a-z]+(?::[!-~]+)?$`)
 )
 
-// The longest texts that a descriptor may carry, in bytes.
+// What a host lets a descriptor hold. Texts are in bytes.
 const (
-	maxSummary    = 200
-	maxCapability = 200
-	maxSchema     = 64 << 10
+	maxSummary      = 200
+	maxSchema       = 64 << 10
+	maxVersion      = 64
+	maxMajor        = 6 // digits
+	maxTasks        = 64
+	maxCapabilities = 32
+	maxCapability   = 256
 )
 
 // checkedType is a Type that is fit to be served.
@@ -98,8 +108,8 @@ func (t Type) checkNames() error {
 	if !typeForm.MatchString(t.Name) {
 		faults = append(faults, fmt.Errorf("name %q: use 1 to 32 lower-case letters, digits or '_', starting with a letter", t.Name))
 	}
-	if v := "v" + t.Version; semver.Canonical(v)+semver.Build(v) != v || v == "v" {
-		faults = append(faults, fmt.Errorf("version %q: use a semantic version without a leading v, as in 1.0.0", t.Version))
+	if v := "v" + t.Version; len(t.Version) > maxVersion || semver.Canonical(v) != v || len(semver.Major(v)) > len("v")+maxMajor {
+		faults = append(faults, fmt.Errorf("version %q: use a semantic version without a leading v or build metadata, as in 1.0.0", t.Version))
 	}
 	if !familyForm.MatchString(t.Family) {
 		faults = append(faults, fmt.Errorf("family %q: use two capital letters, as in TP", t.Family))
@@ -112,13 +122,25 @@ func (t Type) checkNames() error {
 
 func (t Type) checkNeeds() error {
 	var faults []error
-	if r := t.Resources; r.MemoryBytes < 0 || r.CPUMillis < 0 || r.PIDs < 0 {
-		faults = append(faults, errors.New("resources: below zero"))
+	for _, r := range []struct {
+		asked, most int64
+		unit        string
+	}{
+		{t.Resources.MemoryBytes, 1 << 40, "bytes of memory"},
+		{t.Resources.CPUMillis, 1 << 20, "thousandths of a core"},
+		{t.Resources.PIDs, 1 << 22, "processes"},
+	} {
+		if r.asked < 0 || r.asked > r.most {
+			faults = append(faults, fmt.Errorf("resources: %d %s: not from 0 to %d", r.asked, r.unit, r.most))
+		}
+	}
+	if n := len(t.Capabilities); n > maxCapabilities {
+		return errors.Join(append(faults, fmt.Errorf("capabilities: %d, more than %d", n, maxCapabilities))...)
 	}
 	seen := make(map[string]bool, len(t.Capabilities))
 	for _, name := range t.Capabilities {
-		if err := checkLine(name, maxCapability); err != nil {
-			faults = append(faults, fmt.Errorf("capability %q: %w", name, err))
+		if len(name) > maxCapability || !capabilityForm.MatchString(name) {
+			faults = append(faults, fmt.Errorf("capability %q: write it as in egress:HOST:PORT, in at most %d bytes", name, maxCapability))
 		}
 		if seen[name] {
 			faults = append(faults, fmt.Errorf("capability %q: asked for twice", name))
@@ -132,6 +154,9 @@ func (t Type) checkNeeds() error {
 func (c *checkedType) addTasks() error {
 	if len(c.Tasks) == 0 {
 		return errors.New("tasks: there are none")
+	}
+	if n := len(c.Tasks); n > maxTasks {
+		return fmt.Errorf("tasks: %d, more than %d", n, maxTasks)
 	}
 	var faults []error
 	for _, task := range c.Tasks {

@@ -25,29 +25,39 @@ func TestCheckNamesEveryFault(t *testing.T) {
 		t.Fatal(err)
 	}
 	for want, spoil := range map[string]func(*Type){
-		`name "Good"`:                   func(t *Type) { t.Name = "Good" },
-		`name ""`:                       func(t *Type) { t.Name = "" },
-		`version "v1.0.0"`:              func(t *Type) { t.Version = "v1.0.0" },
-		`version "1.0"`:                 func(t *Type) { t.Version = "1.0" },
-		`version "1.0.0 "`:              func(t *Type) { t.Version = "1.0.0 " },
-		`family "G"`:                    func(t *Type) { t.Family = "G" },
-		"summary: it is empty":          func(t *Type) { t.Summary = " " },
-		"summary: it is not one line":   func(t *Type) { t.Summary = "two\nlines" },
-		"summary: it has 201 bytes":     func(t *Type) { t.Summary = strings.Repeat("x", 201) },
-		"config: it is a sdk.empty":     func(t *Type) { t.Config = empty{} },
-		"config: it is a *int":          func(t *Type) { t.Config = new(int) },
-		"config: it is a *sdk.empty":    func(t *Type) { t.Config = (*empty)(nil) },
-		"config: ForType":               func(t *Type) { t.Config = &struct{ C chan int }{} },
-		"resources: below zero":         func(t *Type) { t.Resources.PIDs = -1 },
-		`capability "": it is empty`:    func(t *Type) { t.Capabilities = []string{""} },
-		`capability "mount": asked for`: func(t *Type) { t.Capabilities = []string{"mount", "mount"} },
-		"tasks: there are none":         func(t *Type) { t.Tasks = nil },
-		`task "bad.nothing": a kind is`: func(t *Type) { t.Tasks = []Task{Func("bad.nothing", "Do.", noop)} },
-		`task "good.No": a kind is`:     func(t *Type) { t.Tasks = []Task{Func("good.No", "Do.", noop)} },
-		`task "good.a.b": a kind is`:    func(t *Type) { t.Tasks = []Task{Func("good.a.b", "Do.", noop)} },
-		`task "good.nothing": given`:    func(t *Type) { t.Tasks = append(t.Tasks, t.Tasks[0]) },
-		`task "good.nothing": summary`:  func(t *Type) { t.Tasks = []Task{Func("good.nothing", "", noop)} },
-		`task "good.raw": make tasks`:   func(t *Type) { t.Tasks = []Task{{Kind: "good.raw", Summary: "Do."}} },
+		`name "Good"`:                    func(t *Type) { t.Name = "Good" },
+		`name ""`:                        func(t *Type) { t.Name = "" },
+		`version "v1.0.0"`:               func(t *Type) { t.Version = "v1.0.0" },
+		`version "1.0"`:                  func(t *Type) { t.Version = "1.0" },
+		`version "1.0.0 "`:               func(t *Type) { t.Version = "1.0.0 " },
+		`version "1.0.0+linux"`:          func(t *Type) { t.Version = "1.0.0+linux" },
+		`version "1000000.0.0"`:          func(t *Type) { t.Version = "1000000.0.0" },
+		`version "1.0.0-aa`:              func(t *Type) { t.Version = "1.0.0-" + strings.Repeat("a", 59) },
+		`family "G"`:                     func(t *Type) { t.Family = "G" },
+		"summary: it is empty":           func(t *Type) { t.Summary = " " },
+		"summary: it is not one line":    func(t *Type) { t.Summary = "two\nlines" },
+		"summary: it has 201 bytes":      func(t *Type) { t.Summary = strings.Repeat("x", 201) },
+		"config: it is a sdk.empty":      func(t *Type) { t.Config = empty{} },
+		"config: it is a *int":           func(t *Type) { t.Config = new(int) },
+		"config: it is a *sdk.empty":     func(t *Type) { t.Config = (*empty)(nil) },
+		"config: ForType":                func(t *Type) { t.Config = &struct{ C chan int }{} },
+		"resources: -1 processes":        func(t *Type) { t.Resources.PIDs = -1 },
+		"resources: 1048577 thousandths": func(t *Type) { t.Resources.CPUMillis = 1<<20 + 1 },
+		"resources: 4194305 processes":   func(t *Type) { t.Resources.PIDs = 1<<22 + 1 },
+		"resources: 1099511627777 bytes": func(t *Type) { t.Resources.MemoryBytes = 1<<40 + 1 },
+		`capability "": write it as in`:  func(t *Type) { t.Capabilities = []string{""} },
+		`capability "net work"`:          func(t *Type) { t.Capabilities = []string{"net work"} },
+		`capability "a:bbb`:              func(t *Type) { t.Capabilities = []string{"a:" + strings.Repeat("b", 255)} },
+		"capabilities: 33, more than":    func(t *Type) { t.Capabilities = make([]string, 33) },
+		"tasks: 65, more than 64":        func(t *Type) { t.Tasks = make([]Task, 65) },
+		`capability "mount": asked for`:  func(t *Type) { t.Capabilities = []string{"mount", "mount"} },
+		"tasks: there are none":          func(t *Type) { t.Tasks = nil },
+		`task "bad.nothing": a kind is`:  func(t *Type) { t.Tasks = []Task{Func("bad.nothing", "Do.", noop)} },
+		`task "good.No": a kind is`:      func(t *Type) { t.Tasks = []Task{Func("good.No", "Do.", noop)} },
+		`task "good.a.b": a kind is`:     func(t *Type) { t.Tasks = []Task{Func("good.a.b", "Do.", noop)} },
+		`task "good.nothing": given`:     func(t *Type) { t.Tasks = append(t.Tasks, t.Tasks[0]) },
+		`task "good.nothing": summary`:   func(t *Type) { t.Tasks = []Task{Func("good.nothing", "", noop)} },
+		`task "good.raw": make tasks`:    func(t *Type) { t.Tasks = []Task{{Kind: "good.raw", Summary: "Do."}} },
 		`task "good.bad": input schema`: func(t *Type) {
 			t.Tasks = []Task{Func("good.bad", "Do.", func(context.Context, func()) (empty, error) { return empty{}, nil })}
 		},
@@ -75,9 +85,9 @@ func TestCheckNamesEveryFault(t *testing.T) {
 
 func TestGoodVersions(t *testing.T) {
 	t.Parallel()
-	for _, version := range []string{"0.0.1", "1.2.3-rc.1", "1.2.3+linux", "10.20.30-a+b"} {
+	for _, version := range []string{"0.0.1", "1.2.3-rc.1", "999999.20.30-a.0", "1.0.0-" + strings.Repeat("a", 58)} {
 		typ := goodType()
-		typ.Version = version
+		typ.Version, typ.Capabilities = version, []string{"egress:example.org:443", "gpu"}
 		if _, err := Describe(typ); err != nil {
 			t.Error(err)
 		}
