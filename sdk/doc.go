@@ -15,7 +15,8 @@
 // it is meant for this worker, in time and new), its payload fits the schema
 // before a task sees it, a task has its deadline, a panic fails one task and
 // nothing else, and every result is signed with the worker's own key and kept
-// on disk until the host says that it has it. Losing the host loses no result.
+// on disk until the host says that it has it. Losing the host loses no result, as
+// long as there are no more than 512, or 64 MiB of them.
 //
 // What it does not do: confine a task (the host's launcher does), end one that
 // ignores its context, or keep what a task should remember (use StateDir).

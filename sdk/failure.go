@@ -40,8 +40,8 @@ const maxErrorText = 4 << 10
 var codeForm = regexp.MustCompile(`^[a-z][a-z0-9_]{0,63}$`)
 
 // Errorf is an error that fails a task with a code of its own, for programs to
-// rely on: 1 to 64 lower-case letters, digits or '_'. The text is formatted as
-// by fmt.Errorf, with %w too.
+// rely on: 1 to 64 lower-case letters, digits or '_', starting with a letter; any
+// other is told as "failed". The text is formatted as by fmt.Errorf, with %w too.
 func Errorf(code, format string, args ...any) error {
 	return &codedError{code: code, err: fmt.Errorf(format, args...)}
 }

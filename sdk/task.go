@@ -34,9 +34,9 @@ type call func(ctx context.Context) ([]byte, error)
 // when the task is cancelled, and when the worker ends. FromContext and Call tell
 // whose worker runs it, and for whom.
 //
-// An error fails the task: its text goes to the sender and into the record, so
-// it must not hold secrets. Errorf gives it a code of its own. A panic fails the
-// task too; its stack goes to the worker's log alone.
+// An error fails the task: its text goes to the sender, so it must not hold
+// secrets. Errorf gives it a code of its own. A panic fails the task too; its
+// stack goes to the worker's log alone.
 func Func[In, Out any](kind, summary string, f func(context.Context, In) (Out, error)) Task {
 	t := Task{Kind: kind, Summary: summary}
 	var inErr, outErr error

@@ -15,9 +15,10 @@
 // documents; they are the one place where those shapes are written down.
 //
 // What a host says no to is an *Error with a stable code and, where there is
-// one, a hint; a task that ran and failed is a *TaskError beside its Result. An
-// ended context is its own error, for errors.Is. Names are looked up for every
-// call; a worker's key, which never changes, once for each serial.
+// one, a hint; what a worker says no to, or a task that failed, is a *TaskError
+// beside its Result. An ended context is its own error, for errors.Is. Names are
+// looked up for every call; a worker's key, which never changes, once for each
+// serial.
 package client
 
 import (

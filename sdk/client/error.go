@@ -28,7 +28,7 @@ type Error struct {
 // Error is the message.
 func (e *Error) Error() string { return e.Message }
 
-// Unwrap gives the gRPC status where there is one.
+// Unwrap gives the cause where there is one: of what the host says, a gRPC status.
 func (e *Error) Unwrap() error { return e.cause }
 
 // uncertain says that the error leaves open what became of an envelope.
