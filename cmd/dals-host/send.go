@@ -107,16 +107,17 @@ func (a *app) sendFile(ctx context.Context, file string, timeout time.Duration) 
 }
 
 // showResult prints a verified result. One of a task that failed is data too,
-// and an error besides; so is the id of an envelope whose end is not known.
+// and an error besides; so is what is known of an envelope without an end.
 func (a *app) showResult(r client.Result, err error) error {
 	_, ran := errors.AsType[*client.TaskError](err)
-	if err != nil && !ran && r.Status != client.StatusUnknown {
+	switch {
+	case r.Status == client.StatusUnknown:
+		return a.showUnknown(r, err)
+	case err != nil && !ran:
 		return err
-	}
-	if a.json {
+	case a.json:
 		return errors.Join(a.document(r), err)
-	}
-	if err != nil {
+	case err != nil:
 		return err
 	}
 	var text bytes.Buffer
@@ -130,6 +131,23 @@ func (a *app) showResult(r client.Result, err error) error {
 	}
 	a.message("%s by %s in %d ms, signature verified, log entry %d", r.Kind, r.WorkerSerial, r.DurationMS, r.LogIndex)
 	return nil
+}
+
+// showUnknown tells of an envelope that was sent and whose end was not learnt: by
+// its id one can ask later.
+func (a *app) showUnknown(r client.Result, err error) error {
+	if a.json {
+		return errors.Join(a.document(struct {
+			ID           string `json:"id"`
+			WorkerSerial string `json:"worker_serial,omitempty"`
+			Kind         string `json:"kind"`
+			Status       string `json:"status"`
+		}{r.ID, r.WorkerSerial, r.Kind, r.Status}), err)
+	}
+	if errors.Is(err, context.Canceled) { // which will be told as an interruption, and nothing else
+		a.message("envelope %s may have been admitted: dals-host vault prove %s tells", r.ID, r.ID)
+	}
+	return err
 }
 
 // sign writes the envelope as it would travel: a protobuf message.

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -114,6 +115,33 @@ func TestReadConfig(t *testing.T) {
 	for _, set := range []string{"a", "=1"} {
 		if _, err := a.readConfig("", []string{set}); err == nil {
 			t.Errorf("--set %q is taken", set)
+		}
+	}
+}
+
+// TestShowResult: what is printed of an envelope is a document when there is
+// something to know of it, and an error unless its task was done.
+func TestShowResult(t *testing.T) {
+	t.Parallel()
+	known := client.Result{ID: "i", Kind: "t.k", Status: client.StatusFailed, Result: json.RawMessage(`{"code":"c"}`), SignedBy: "k", LogIndex: 7}
+	unknown := client.Result{ID: "i", Kind: "t.k", Status: client.StatusUnknown}
+	for name, test := range map[string]struct {
+		result client.Result
+		err    error
+		want   string
+	}{
+		"failed":   {known, &client.TaskError{Code: "c"}, `{"id":"i","worker_serial":"","kind":"t.k","status":"failed","result":{"code":"c"},"duration_ms":0,"signed_by":"k","log_index":7}`},
+		"deadline": {unknown, &client.Error{Code: client.CodeDeadline}, `{"id":"i","kind":"t.k","status":"unknown"}`},
+		"gone":     {unknown, &client.Error{Code: client.CodeUnavailable}, `{"id":"i","kind":"t.k","status":"unknown"}`},
+		"refused":  {client.Result{ID: "i"}, &client.Error{Code: "replayed"}, ""},
+	} {
+		var out, compact bytes.Buffer
+		a := &app{stdout: &out, json: true}
+		if err := a.showResult(test.result, test.err); !errors.Is(err, test.err) {
+			t.Errorf("%s: error %v", name, err)
+		}
+		if err := json.Compact(&compact, out.Bytes()); out.Len() > 0 && err != nil || compact.String() != test.want {
+			t.Errorf("%s: %v\n%s, want\n%s", name, err, compact.String(), test.want)
 		}
 	}
 }

@@ -142,18 +142,18 @@ func (c *Client) exchange(ctx context.Context, env *workerv1.Envelope, timeout t
 	defer cancel()
 	resp, err := c.host.Send(bounded, &hostv1.SendRequest{Envelope: env, TimeoutMs: milliseconds(timeout)})
 	if err != nil {
-		return unanswered(request.GetId(), c.fault(ctx, err))
+		return unanswered(request, c.fault(ctx, err))
 	}
 	if malformed != nil {
 		return Result{}, signFault(malformed)
 	}
 	key, err := c.keyOf(ctx, resp.GetWorkerSerial())
 	if err != nil {
-		return unanswered(request.GetId(), badResult(err))
+		return unanswered(request, badResult(err))
 	}
 	result, err := read(request, resp, key)
 	if result.Status == "" {
-		return unanswered(request.GetId(), err)
+		return unanswered(request, err)
 	}
 	return result, err
 }
@@ -174,12 +174,16 @@ func (c *Client) prepare(ctx context.Context, recipient string) error {
 
 // unanswered is what is known of an envelope that was sent and got no result. A
 // refusal is certain; else the envelope may be in the record.
-func unanswered(id string, err error) (Result, error) {
+func unanswered(request *workerv1.Header, err error) (Result, error) {
+	id := request.GetId()
 	result := Result{ID: id}
 	said, ok := errors.AsType[*Error](err)
 	if id == "" || ok && !said.uncertain() {
 		return result, err
 	}
-	result.Status = StatusUnknown
+	result.Kind, result.Status = request.GetKind(), StatusUnknown
+	if envelope.IsSerial(request.GetRecipient()) {
+		result.WorkerSerial = request.GetRecipient()
+	}
 	return result, fmt.Errorf("envelope %s may have been admitted: dals-host vault prove %s tells: %w", id, id, err)
 }
