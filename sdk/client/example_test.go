@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -130,6 +131,25 @@ func ExampleClient_Send() {
 	}
 	fmt.Println(result.Status, echo.Message)
 	// Output: ok hello
+}
+
+// Tell one no from another, and say what to do about it.
+func ExampleError() {
+	host := startHost()
+	defer host.stop()
+	ctx := context.Background()
+
+	c, err := client.Dial(ctx, client.Config{Host: host.socket})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer c.Close()
+	_, err = c.Worker(ctx, "nobody")
+	if no, ok := errors.AsType[*client.Error](err); ok && no.Code == client.CodeNotFound {
+		fmt.Println("there is no such worker:", no.Hint)
+	}
+	// Output: there is no such worker: run dals-host workers
 }
 
 // exampleHost is a host for the examples: it answers as a real one does.
