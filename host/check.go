@@ -11,7 +11,7 @@ import (
 
 // CheckContainers says whether workers can run in containers on this machine.
 // The error names what is missing, and its hint the command that helps.
-func CheckContainers(ctx context.Context) error { return containerd.Available(ctx) }
+func CheckContainers(ctx context.Context) (by string, err error) { return containerd.Available(ctx) }
 
 // CheckPorts says whether workers can have ports from low to high, or with both
 // 0 those that they get by default.

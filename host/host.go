@@ -42,6 +42,7 @@ type Config struct {
 	PluginDirs []string // besides <DataDir>/plugins
 	Launcher   string   // auto, containerd or process
 	Containerd string   // "" or "private": the containerd that the host runs itself
+	Runtime    string   // crun or runc; empty for the better one of those installed
 	HTTP       string   // address for /healthz; empty for none
 	PortLow    int      // the workers' ports, from this one
 	PortHigh   int      // to this; both 0 for the default range

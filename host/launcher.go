@@ -37,7 +37,7 @@ func pickLauncher(ctx context.Context, c Config, hostID string, living []worker.
 	logger := c.Logger.Named(name)
 	var launcher launch.Launcher
 	if name == launcherContainerd {
-		launcher, err = containerd.New(ctx, containerd.Config{DataDir: c.DataDir, HostID: hostID, Logger: logger})
+		launcher, err = containerd.New(ctx, containerd.Config{DataDir: c.DataDir, HostID: hostID, Runtime: c.Runtime, Logger: logger})
 	} else {
 		launcher, err = process.New(ctx, process.Config{DataDir: c.DataDir, HostID: hostID, Logger: logger})
 	}
@@ -61,9 +61,10 @@ func decideLauncher(ctx context.Context, asked string, living []worker.Worker) (
 	if os.Geteuid() != 0 {
 		return launcherProcess, "not root: workers are plain processes without isolation, and can read each other's keys", nil
 	}
-	if err := containerd.Available(ctx); err != nil {
+	versions, err := containerd.Available(ctx)
+	if err != nil {
 		return "", "", worker.Hint(fmt.Errorf("no containers on this machine: %w", err),
 			worker.HintOf(err)+"; or, to run workers as plain processes without isolation, use --launcher process")
 	}
-	return launcherContainerd, "root, and containerd is installed", nil
+	return launcherContainerd, "root, and there is " + versions, nil
 }

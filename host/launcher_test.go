@@ -24,8 +24,8 @@ func TestDecideLauncher(t *testing.T) {
 	}{
 		{"process", nil, launcherProcess, "as asked for"},
 		{"containerd", nil, launcherContainerd, "as asked for"},
-		{"auto", nil, launcherContainerd, "containerd is installed"},
-		{"", nil, launcherContainerd, "containerd is installed"},
+		{"auto", nil, launcherContainerd, "there is containerd"},
+		{"", nil, launcherContainerd, "there is containerd"},
 		{"auto", plain, launcherProcess, "the workers that live"},
 		{"auto", contained, launcherContainerd, "the workers that live"},
 	}

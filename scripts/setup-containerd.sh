@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Makes sure that containerd and runc are installed; Debian's packages, by
+# Makes sure that containerd, crun and runc are installed; Debian's packages, by
 # apt-get. Does nothing, and asks no network, when they are there already.
 # No service is needed: the host starts a private containerd of its own.
 #
 #   setup-containerd.sh [COMMAND=PACKAGE[,PACKAGE...]]...   more commands to have
 set -euo pipefail
-# Where Debian installs runc; not on every user's PATH.
+# Where Debian installs runc, beside which crun is the faster one; not on every user's PATH.
 PATH=$PATH:/usr/sbin:/sbin
 
 missing=() packages=()
-for want in containerd=containerd containerd-shim-runc-v2=containerd runc=runc "$@"; do
+for want in containerd=containerd containerd-shim-runc-v2=containerd crun=crun runc=runc "$@"; do
 	command -v "${want%%=*}" >/dev/null && continue
 	missing+=("${want%%=*}")
 	IFS=, read -ra more <<<"${want#*=}"

@@ -28,10 +28,10 @@ func checkUser() finding {
 // checkContainers looks for what the containerd launcher needs. Without root it
 // is not used.
 func checkContainers(ctx context.Context) finding {
-	err := host.CheckContainers(ctx)
+	by, err := host.CheckContainers(ctx)
 	switch {
 	case err == nil:
-		return ok("workers can run in containers")
+		return ok("workers can run in containers: %s", by)
 	case os.Geteuid() != 0:
 		return warn(hintOf(err), "%v", err)
 	}

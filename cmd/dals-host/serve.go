@@ -36,6 +36,9 @@ systemd (Type=notify, with KillMode=process and Delegate=yes).`,
 			if !slices.Contains([]string{"auto", "containerd", "process"}, config.Launcher) {
 				return usagef("--launcher %s: use auto, containerd or process", config.Launcher)
 			}
+			if !slices.Contains([]string{"", "crun", "runc"}, config.Runtime) {
+				return usagef("--runtime %s: use crun or runc", config.Runtime)
+			}
 			if _, _, err := net.SplitHostPort(config.HTTP); config.HTTP != "" && err != nil {
 				return usagef("--http %s: use an address as in 127.0.0.1:8080", config.HTTP)
 			}
@@ -54,6 +57,7 @@ systemd (Type=notify, with KillMode=process and Delegate=yes).`,
 	flags.StringArrayVar(&config.PluginDirs, "plugins", nil, "`FOLDER` of plugin binaries besides the data folder's plugins (repeatable)")
 	flags.StringVar(&config.Launcher, "launcher", "auto", "what runs workers: auto, containerd or process")
 	flags.StringVar(&config.Containerd, "containerd", "private", "containerd to use: its address, or private for one of the host's own")
+	flags.StringVar(&config.Runtime, "runtime", "", "OCI runtime of new containers: crun or runc (default the first that is installed)")
 	flags.StringVar(&config.HTTP, "http", "", "`ADDRESS` to answer /healthz at (default none)")
 	flags.StringVar(&ports, "ports", "", "`LOW-HIGH`: the range that workers' ports are taken from (default 20000-29999)")
 	return cmd

@@ -27,15 +27,16 @@ type ctrBench struct {
 	dir       string // the data folder
 	specs     string // a spec for each serial
 	serials   []string
+	runtime   string
 	namespace string
 	authority *identity.Authority
 }
 
 // newCtrBench forges workers, one more than are measured, and keeps their
-// folders and the specs of their containers.
-func newCtrBench(b *testing.B) *ctrBench {
+// folders and the specs of their containers, to be run under an OCI runtime.
+func newCtrBench(b *testing.B, runtime string) *ctrBench {
 	b.Helper()
-	h := newHost(b, "containerd")
+	h := newContainerHost(b, runtime)
 	atOnce(b, benchWorkers+1, func(i int) error {
 		_, err := h.client.Forge(b.Context(), client.ForgeRequest{Name: fmt.Sprintf("w%d", i), Type: "template", ClassCode: "A1"})
 		return err
@@ -45,6 +46,7 @@ func newCtrBench(b *testing.B) *ctrBench {
 		b.Fatal(err)
 	}
 	c := h.copySpecs(workers)
+	c.runtime = runtime
 	h.down()
 	if err := os.CopyFS(c.dir, os.DirFS(c.specs)); err != nil {
 		b.Fatal(err)
@@ -113,7 +115,10 @@ func (c *ctrBench) runAll() cost {
 // start runs a containerd with the configuration of the host's own.
 func (c *ctrBench) start() (stop func()) {
 	c.b.Helper()
-	cmd := exec.Command("containerd", "--config", filepath.Join(c.specs, "config.toml"))
+	// crun refuses hybrid cgroups where it can see them; our own hides them as well.
+	const hidden = `umount /sys/fs/cgroup/unified 2>&-; exec "$0" "$@"`
+	cmd := exec.Command("unshare", "--mount", "--propagation", "slave", "sh", "-c", hidden,
+		"containerd", "--config", filepath.Join(c.specs, "config.toml"))
 	var log bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &log, &log
 	if err := cmd.Start(); err != nil {
@@ -166,7 +171,7 @@ func (c *ctrBench) run(serial string) error {
 	folder := filepath.Join(c.dir, "workers", "instances", serial)
 	_ = os.Remove(filepath.Join(folder, "run", "worker.sock"))
 	log := "file://" + filepath.Join(folder, "logs", "worker.log")
-	args := c.args("run", "--detach", "--log-uri", log, "--runc-binary", "runc", "--config", c.spec(serial), serial)
+	args := c.args("run", "--detach", "--log-uri", log, "--runc-binary", c.runtime, "--config", c.spec(serial), serial)
 	if text, err := exec.Command("ctr", args...).CombinedOutput(); err != nil {
 		return fmt.Errorf("ctr run: %w: %s", err, text)
 	}

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/dals-host/dals-host/host/launch/containerd"
 	"github.com/dals-host/dals-host/sdk/client"
 )
 
@@ -25,17 +26,28 @@ const (
 // made, on a containerd with the same configuration, counted to the first
 // heartbeat as well. ctr makes no numbers, keys, certificates, manifests or
 // entries. One iteration is one round of both, and rounds take turns at who is
-// first; ratio is ctr's time over ours, so above 1 the forge is faster.
+// first; ratio is ctr's time over ours, so above 1 the forge is faster. Both run
+// under the OCI runtimes that the sub-benchmarks name; ctr's own choice is runc.
 func BenchmarkForge(b *testing.B) {
-	c := newCtrBench(b)
+	for _, r := range []struct{ ours, ctrs string }{
+		{containerd.Crun, containerd.Runc},
+		{containerd.Crun, containerd.Crun},
+		{containerd.Runc, containerd.Runc},
+	} {
+		b.Run(fmt.Sprintf("forge=%s/ctr=%s", r.ours, r.ctrs), func(b *testing.B) { forgeAgainstCtr(b, r.ours, r.ctrs) })
+	}
+}
+
+func forgeAgainstCtr(b *testing.B, ours, ctrs string) {
+	c := newCtrBench(b, ctrs)
 	steps := map[string][]float64{}
 	var forge, ctr, ratio, forgeCPU, ctrCPU []float64
 	for round := 1; b.Loop(); round++ {
 		var forged, ran cost
 		if round%2 == 0 {
-			forged, ran = forgeAll(b, steps), c.runAll()
+			forged, ran = forgeAll(b, ours, steps), c.runAll()
 		} else {
-			ran, forged = c.runAll(), forgeAll(b, steps)
+			ran, forged = c.runAll(), forgeAll(b, ours, steps)
 		}
 		forge, ctr = append(forge, forged.perSecond()), append(ctr, ran.perSecond())
 		forgeCPU, ctrCPU = append(forgeCPU, forged.cpuEach()), append(ctrCPU, ran.cpuEach())
@@ -53,7 +65,15 @@ func BenchmarkForge(b *testing.B) {
 	for _, name := range stepNames {
 		fmt.Fprintf(&table, "\n%-18s median %6.1f ms", name, median(steps[name]))
 	}
-	fmt.Printf("where the time of one of %d forges at once goes:%s\n", benchAtOnce, &table)
+	fmt.Printf("where the time of one of %d forges at once goes, under %s:%s\n", benchAtOnce, ours, &table)
+}
+
+// newContainerHost starts a host whose containers run under an OCI runtime.
+func newContainerHost(b *testing.B, runtime string) *host {
+	b.Helper()
+	h := &host{t: b, launcher: "containerd", flags: []string{"--runtime", runtime}}
+	h.setup()
+	return h
 }
 
 var stepNames = []string{
@@ -70,9 +90,9 @@ func median(v []float64) float64 {
 }
 
 // forgeAll forges the workers on a new host and takes it down.
-func forgeAll(b *testing.B, steps map[string][]float64) cost {
+func forgeAll(b *testing.B, runtime string, steps map[string][]float64) cost {
 	b.Helper()
-	h := newHost(b, "containerd")
+	h := newContainerHost(b, runtime)
 	h.forge("warm", "template") // the image and the page cache
 	c := measure(b, func(i int) error {
 		_, err := h.client.Forge(b.Context(), client.ForgeRequest{Name: fmt.Sprintf("w%d", i), Type: "template", ClassCode: "A1"})

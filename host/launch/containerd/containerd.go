@@ -70,6 +70,7 @@ const (
 type Config struct {
 	DataDir string // the host's data folder, absolute
 	HostID  string // 16 hex digits; names namespace, cgroups and labels
+	Runtime string // Crun or Runc; empty for the better one of those installed
 	Logger  hclog.Logger
 }
 
@@ -101,7 +102,7 @@ func New(ctx context.Context, cfg Config) (*Launcher, error) {
 	if err := checkPath(cfg.DataDir); err != nil {
 		return nil, worker.Hint(fmt.Errorf("data folder: %w", err), "choose a data folder without such characters in its path")
 	}
-	tools, err := findTools(ctx)
+	tools, err := findTools(ctx, cfg.Runtime)
 	if err != nil {
 		return nil, err
 	}

@@ -9,13 +9,23 @@ import (
 	"github.com/dals-host/dals-host/host/launch/launchtest"
 )
 
-func open(cfg launchtest.Config) (launch.Launcher, error) {
-	return New(context.Background(), Config(cfg))
+// with opens the launcher with an OCI runtime.
+func with(runtime string) launchtest.Open {
+	return func(c launchtest.Config) (launch.Launcher, error) {
+		return New(context.Background(), Config{DataDir: c.DataDir, HostID: c.HostID, Runtime: runtime, Logger: c.Logger})
+	}
 }
+
+// open leaves the choice of the runtime to the launcher.
+func open(c launchtest.Config) (launch.Launcher, error) { return with("")(c) }
 
 func TestMain(m *testing.M) { os.Exit(launchtest.Main(m, open)) }
 
-func TestContract(t *testing.T) { launchtest.Run(t, open) }
+func TestContract(t *testing.T) {
+	for _, runtime := range []string{Crun, Runc} {
+		t.Run(runtime, func(t *testing.T) { launchtest.Run(t, with(runtime)) })
+	}
+}
 
 // BenchmarkStart is Create and Start until the worker answers; BenchmarkStop
 // what it takes to be rid of it again.

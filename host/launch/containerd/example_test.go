@@ -16,7 +16,7 @@ import (
 // A whole life of one worker. Its folder and the store are made by others.
 func Example() {
 	ctx := context.Background()
-	err := containerd.Available(ctx)
+	_, err := containerd.Available(ctx)
 	if err == nil {
 		err = live(ctx)
 	}

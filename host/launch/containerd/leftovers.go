@@ -12,7 +12,7 @@ import (
 	"github.com/dals-host/dals-host/host/worker"
 )
 
-// leftovers are the files by which containerd, the shim and runc know of the
+// leftovers are the files by which containerd, the shim and the runtime know of the
 // worker's task. They are there while it is being made and until its shim has
 // gone. Where a host died while a task was being made, or a shim was killed,
 // they can be there without a task, and then no other can be made.

@@ -64,7 +64,7 @@ func (l *Launcher) container(spec launch.Spec) (containers.Container, error) {
 	if err != nil {
 		return containers.Container{}, fmt.Errorf("encode container: %w", err)
 	}
-	options, err := typeurl.MarshalAny(&runcoptions.Options{BinaryName: l.tools.runc, Root: l.private.runcRoot()})
+	options, err := typeurl.MarshalAny(&runcoptions.Options{BinaryName: l.tools.runtime, Root: l.private.runcRoot()})
 	if err != nil {
 		return containers.Container{}, fmt.Errorf("encode runtime options: %w", err)
 	}

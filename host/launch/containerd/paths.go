@@ -19,10 +19,10 @@ func checkPath(path string) error {
 	if !utf8.ValidString(path) {
 		return fmt.Errorf("path %q is not UTF-8: %w", path, worker.ErrInvalid)
 	}
-	bad := func(r rune) bool { return strings.ContainsRune("%?#", r) || unicode.IsControl(r) }
+	bad := func(r rune) bool { return strings.ContainsRune("%?#:", r) || unicode.IsControl(r) }
 	if i := strings.IndexFunc(path, bad); i >= 0 {
 		r, _ := utf8.DecodeRuneInString(path[i:])
-		return fmt.Errorf("path %q has a %q in it, which containerd would misread: %w", path, r, worker.ErrInvalid)
+		return fmt.Errorf("path %q has a %q in it, which containerd or crun would misread: %w", path, r, worker.ErrInvalid)
 	}
 	return nil
 }

@@ -28,7 +28,7 @@ func (p *private) makeDirs() error {
 }
 
 // prepare makes the configuration for a containerd that is about to be started.
-// What containerd and runc know of running containers does not survive the
+// What containerd and the runtime know of running containers does not survive the
 // machine: after a boot it is deleted. A shim that runs proves that there was
 // none, whatever is written down.
 func (p *private) prepare() error {
@@ -59,7 +59,7 @@ func (p *private) prepare() error {
 }
 
 func (p *private) stateDir() string   { return filepath.Join(p.dir, "state") }
-func (p *private) runcRoot() string   { return filepath.Join(p.dir, "runc") }
+func (p *private) runcRoot() string   { return filepath.Join(p.dir, "runtime") }
 func (p *private) configFile() string { return filepath.Join(p.dir, "config.toml") }
 func (p *private) logFile() string    { return filepath.Join(p.dir, "containerd.log") }
 

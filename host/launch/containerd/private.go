@@ -43,8 +43,9 @@ type private struct {
 }
 
 // maxSocket is how long a socket address may be. containerd makes a second
-// socket, with a suffix.
-const maxSocket = len(unix.RawSockaddrUnix{}.Path) - 1 - len(".ttrpc")
+// socket, with a suffix, and takes none that is longer than 104 bytes, though
+// Linux would (sys.CreateUnixSocket in containerd 1.6).
+const maxSocket = 104 - len(".ttrpc")
 
 // startPrivate finds the data folder's containerd running or starts it, waits
 // until it answers, and keeps it running until close.
@@ -144,8 +145,16 @@ func (p *private) start() (*pidfd.Process, error) {
 	cmd.Dir, cmd.Env = "/", []string{"PATH=" + toolPath}
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, PidFD: &fd}
+	begin := cmd.Start
+	hybrid, err := isHybrid()
+	if err != nil {
+		return nil, err
+	}
+	if hybrid {
+		begin = func() error { return withoutUnified(cmd.Start) }
+	}
 	failpoint.Hit("containerd", "spawn", "before")
-	if err := cmd.Start(); err != nil {
+	if err := begin(); err != nil {
 		return nil, err
 	}
 	failpoint.Hit("containerd", "spawn", "after")

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -141,25 +142,40 @@ func TestRemoveLeavesNoShim(t *testing.T) {
 	if shims, err := launcher(b).private.shims(""); err != nil || len(shims) != 0 {
 		t.Errorf("%d shims are left, %v", len(shims), err)
 	}
-	if _, err := os.Stat(filepath.Join("/run/containerd/runc", launcher(b).private.namespace)); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("runc keeps its state outside of the data folder: %v", err)
+	for _, root := range []string{"/run/containerd/runc", "/run/runc", "/run/crun"} {
+		for _, name := range []string{launcher(b).private.namespace, string(g.Spec.Serial)} {
+			if _, err := os.Stat(filepath.Join(root, name)); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("state is kept outside of the data folder: %s, %v", filepath.Join(root, name), err)
+			}
+		}
 	}
 }
 
-// TestLongPath: the socket moves out of a data folder that is too deep for it.
+// TestLongPath: the socket moves out of a data folder that is too deep for it,
+// and only then.
 func TestLongPath(t *testing.T) {
 	t.Parallel()
-	b := launchtest.NewFolder(t, open)
-	b.Config.DataDir = filepath.Join(b.Config.DataDir, strings.Repeat("deep/", 20))
-	if err := os.MkdirAll(b.Config.DataDir, 0o700); err != nil {
-		t.Fatal(err)
+	for _, beyond := range []int{0, 1, 100} {
+		t.Run(strconv.Itoa(beyond), func(t *testing.T) {
+			t.Parallel()
+			b := launchtest.NewFolder(t, open)
+			parent := b.Config.DataDir
+			name := maxSocket + beyond - len(parent+"/"+"/containerd/containerd.sock")
+			if name < 1 {
+				t.Fatalf("%s is too long for this test", parent)
+			}
+			b.Config.DataDir = filepath.Join(parent, strings.Repeat("d", name))
+			if err := os.MkdirAll(b.Config.DataDir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			b.Reopen()
+			t.Cleanup(b.Clean)
+			if address := launcher(b).private.address; strings.HasPrefix(address, "/run/dals-") != (beyond > 0) {
+				t.Fatalf("the socket is %s", address)
+			}
+			b.Guest()
+		})
 	}
-	b.Reopen()
-	t.Cleanup(b.Clean)
-	if address := launcher(b).private.address; !strings.HasPrefix(address, "/run/dals-") {
-		t.Fatalf("the socket is %s", address)
-	}
-	b.Guest()
 }
 
 // TestPaths: containerd works in a folder with any other name, and says no early
@@ -168,7 +184,7 @@ func TestPaths(t *testing.T) {
 	t.Parallel()
 	b := launchtest.NewFolder(t, open)
 	parent := b.Config.DataDir
-	for _, name := range []string{"a%b", "a%20b", "a?b", "a#b", "a\nb", "a\x7fb", "a\xffb"} {
+	for _, name := range []string{"a%b", "a%20b", "a?b", "a#b", "a:b", "a\nb", "a\x7fb", "a\xffb"} {
 		b.Config.DataDir = filepath.Join(parent, name)
 		if _, err := open(b.Config); !errors.Is(err, worker.ErrInvalid) || worker.HintOf(err) == "" {
 			t.Errorf("%q: %v (hint %q)", name, err, worker.HintOf(err))
@@ -177,7 +193,7 @@ func TestPaths(t *testing.T) {
 			t.Errorf("%q was made: %v", name, err)
 		}
 	}
-	b.Config.DataDir = filepath.Join(parent, `a b&c=d;e"f'g\h:i@j+k,l*[m]é`)
+	b.Config.DataDir = filepath.Join(parent, `a b&c=d;e"f'g\hi@j+k,l*[m]é`)
 	if err := os.MkdirAll(b.Config.DataDir, 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -279,11 +295,11 @@ func TestNewFails(t *testing.T) {
 
 	canceled, cancel := context.WithCancel(t.Context())
 	cancel()
-	found, err := findTools(t.Context())
+	found, err := findTools(t.Context(), "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := startPrivate(canceled, Config(b.Config), found, b.Config.Logger); err == nil {
+	if _, err := startPrivate(canceled, Config{DataDir: b.Config.DataDir, HostID: b.Config.HostID}, found, b.Config.Logger); err == nil {
 		t.Fatal("started without waiting for an answer")
 	}
 	expectNoProcess(t, b)
@@ -338,14 +354,15 @@ func TestContainerdDoesNotStart(t *testing.T) {
 
 func TestAvailable(t *testing.T) {
 	t.Parallel()
-	if err := Available(t.Context()); err != nil {
-		t.Fatal(err)
+	what, err := Available(t.Context())
+	if err != nil || !strings.Contains(what, "containerd 1.") && !strings.Contains(what, "containerd v2.") || !strings.Contains(what, ", crun ") {
+		t.Fatalf("%q, %v", what, err)
 	}
 	if path := lookPath("no-such-program"); path != "" {
 		t.Errorf("found %s", path)
 	}
-	err := unavailable(installHint, "%s is not installed", "runc")
-	if !errors.Is(err, worker.ErrUnavailable) || worker.HintOf(err) != "run: apt-get install containerd runc" {
+	err = unavailable(installHint, "%s is not installed", "crun")
+	if !errors.Is(err, worker.ErrUnavailable) || worker.HintOf(err) != "run: apt-get install containerd crun" {
 		t.Errorf("%v (hint %q)", err, worker.HintOf(err))
 	}
 }

@@ -18,30 +18,31 @@ import (
 // minVersion is the oldest containerd that is known to work: Debian 12's.
 const minVersion = "v1.6.0"
 
-const installHint = "run: apt-get install containerd runc"
+const installHint = "run: apt-get install containerd crun"
 
-// toolPath is where containerd and runc live, whatever the caller's PATH says.
+// toolPath is where containerd and the runtimes live, whatever the caller's PATH says.
 const toolPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // tools are the programs that the launcher runs, by absolute path.
 type tools struct {
-	containerd, runc string
+	containerd, runtime string
+	versions            string // for people
 }
 
-// Available says whether workers can run under a private containerd here: the
-// host is root, the programs are installed and new enough, and there are
-// cgroups. The error says why not, and carries the fix as its hint.
-func Available(ctx context.Context) error {
-	_, err := findTools(ctx)
-	return err
+// Available says whether workers can run under a private containerd here, and
+// by what: the host is root, the programs are installed and new enough, and
+// there are cgroups. The error says why not, and carries the fix as its hint.
+func Available(ctx context.Context) (what string, err error) {
+	t, err := findTools(ctx, "")
+	return t.versions, err
 }
 
-func findTools(ctx context.Context) (tools, error) {
+func findTools(ctx context.Context, runtime string) (tools, error) {
 	if os.Geteuid() != 0 {
 		return tools{}, unavailable("run the host as root, or with --launcher process", "containers need root")
 	}
 	found := make(map[string]string)
-	for _, name := range []string{"containerd", "containerd-shim-runc-v2", "runc"} {
+	for _, name := range []string{"containerd", "containerd-shim-runc-v2"} {
 		path := lookPath(name)
 		if path == "" {
 			return tools{}, unavailable(installHint, "%s is not installed", name)
@@ -58,7 +59,12 @@ func findTools(ctx context.Context) (tools, error) {
 	if err := checkCgroups(); err != nil {
 		return tools{}, err
 	}
-	return tools{containerd: found["containerd"], runc: found["runc"]}, nil
+	path, version, err := findRuntime(ctx, runtime)
+	if err != nil {
+		return tools{}, err
+	}
+	versions := "containerd " + parseVersion(string(out)) + ", " + version
+	return tools{containerd: found["containerd"], runtime: path, versions: versions}, nil
 }
 
 func unavailable(hint, format string, args ...any) error {
