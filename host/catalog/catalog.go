@@ -19,8 +19,8 @@
 // processes to be had) quarantines nobody: it is tried again. A plugin whose file
 // is gone drains: nothing is forged from it any more, its workers stay.
 //
-// The catalog does not start workers, does not delete from its store, and knows
-// nothing of launchers. A probed plugin is no trusted plugin: see Prober for what
+// The catalog does not start workers, deletes from its store only what Collect is
+// told to, and knows nothing of launchers. A probed plugin is no trusted plugin: see Prober for what
 // confines it.
 package catalog
 
@@ -70,6 +70,8 @@ type Catalog struct {
 	store *store
 	view  atomic.Pointer[view]
 	ready chan struct{}
+
+	collections chan collection
 }
 
 // New makes a catalog that knows nothing until it runs. It opens the store, so
@@ -95,7 +97,7 @@ func New(cfg Config) (*Catalog, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open plugin store: %w", err)
 	}
-	c := &Catalog{cfg: cfg, store: s, ready: make(chan struct{})}
+	c := &Catalog{cfg: cfg, store: s, ready: make(chan struct{}), collections: make(chan collection)}
 	c.view.Store(&view{dirs: cfg.Dirs})
 	return c, nil
 }
@@ -135,9 +137,12 @@ func (c *Catalog) Run(ctx context.Context) error {
 			continue
 		case finish := <-k.finished:
 			finish()
+		case request := <-c.collections:
+			k.collecting = append(k.collecting, request)
 		case <-next.C:
 			k.lookAround()
 		}
+		k.collect()
 		k.advance(ctx)
 		k.retire()
 		k.publish()

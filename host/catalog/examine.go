@@ -34,7 +34,7 @@ func (k *keeper) recognise(ctx context.Context, f *file, now time.Time) {
 		k.take(f, digest)
 		return
 	}
-	if now.Sub(f.since) < settle || k.working >= maxJobs {
+	if now.Sub(f.since) < settle || k.full() {
 		return
 	}
 	f.busy = true
@@ -50,6 +50,9 @@ func (k *keeper) recognise(ctx context.Context, f *file, now time.Time) {
 		}
 	})
 }
+
+// full says whether no job may begin now.
+func (k *keeper) full() bool { return k.working >= maxJobs || len(k.collecting) > 0 }
 
 // start runs a job beside Run's goroutine, and then its conclusion on it.
 func (k *keeper) start(job func() error, conclude func(error)) {
@@ -136,7 +139,7 @@ func (k *keeper) decide(ctx context.Context, f *file) {
 
 // probe asks a stored binary for its descriptor, unless that is being done.
 func (k *keeper) probe(ctx context.Context, digest string) {
-	if k.probing[digest] || k.working >= maxJobs {
+	if k.probing[digest] || k.full() {
 		return
 	}
 	k.probing[digest] = true

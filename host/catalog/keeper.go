@@ -34,6 +34,8 @@ type keeper struct {
 	working  int             // jobs not finished
 	probing  map[string]bool // digests
 
+	collecting []collection // calls that wait until no job is under way
+
 	seen       int // files ever seen, to take turns
 	lastLook   time.Time
 	hurried    bool            // something has happened

@@ -63,6 +63,15 @@ type Status struct {
 	PID     int // of the worker's first process, as the host sees it; 0 unless Running
 }
 
+// Artifact is one thing that Prepare made of a worker binary.
+type Artifact struct {
+	Kind   string // "image" or "rootfs"
+	Name   string // as its launcher knows it
+	Digest string // of the binary
+	Bytes  int64  // that go with it
+	InUse  bool   // a worker was created from it
+}
+
 // Exit tells how a worker ended.
 type Exit struct {
 	Code      int    // its exit code; 128 + the signal when a signal ended it
@@ -104,6 +113,13 @@ type Launcher interface {
 	// ImageDigest is the digest that Prepare would return, found out without
 	// making anything.
 	ImageDigest(ctx context.Context, image Image) (string, error)
+	// Artifacts lists what Prepare has made and Discard has not deleted, by kind
+	// and binary; of a launcher that makes nothing, nothing.
+	Artifacts(ctx context.Context) ([]Artifact, error)
+	// Discard deletes all that Prepare made of a binary. While a worker is created
+	// from it that is a worker.ErrConflict. It is idempotent; after it, Create
+	// needs another Prepare.
+	Discard(ctx context.Context, digest string) error
 	// Create makes the worker known without running it. A worker that is known
 	// already is a worker.ErrConflict: also where a host that died while it created
 	// the same worker had it created after all, a moment after this one looked.

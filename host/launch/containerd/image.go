@@ -258,8 +258,8 @@ func (l *Launcher) writeImage(ctx context.Context, image launch.Image, b imageBl
 		{b.layer, b.layerReader(binary), nil},
 		{b.config, bytes.NewReader(b.configJSON), nil},
 		{b.manifest, bytes.NewReader(b.manifestJSON), []content.Opt{content.WithLabels(map[string]string{
-			"containerd.io/gc.ref.content.config": b.config.Digest.String(),
-			"containerd.io/gc.ref.content.l.0":    b.layer.Digest.String(),
+			labelGCConfig: b.config.Digest.String(),
+			labelGCLayer:  b.layer.Digest.String(),
 		})}},
 	} {
 		if err := content.WriteBlob(ctx, store, "dals-"+blob.Digest.String(), blob.data, blob.Descriptor, blob.opts...); err != nil {
@@ -276,5 +276,11 @@ func (l *Launcher) writeImage(ctx context.Context, image launch.Image, b imageBl
 	}
 	return err
 }
+
+// The labels by which containerd knows what a manifest needs.
+const (
+	labelGCConfig = "containerd.io/gc.ref.content.config"
+	labelGCLayer  = "containerd.io/gc.ref.content.l.0"
+)
 
 func imageName(image launch.Image) string { return "dals.host/worker:" + image.Digest }

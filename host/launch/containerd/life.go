@@ -31,6 +31,15 @@ func (l *Launcher) Create(ctx context.Context, spec launch.Spec) error {
 		return fmt.Errorf("create %s: %w", spec.Serial, err)
 	}
 	defer done()
+	// From here on to the record the image must not be discarded.
+	kept, err := l.images.Take(ctx, spec.Image.Digest)
+	if err != nil {
+		return fmt.Errorf("create %s: %w", spec.Serial, err)
+	}
+	defer kept()
+	if !rootfsReady(l.rootfs(spec.Image.Digest)) {
+		return fmt.Errorf("create %s: image %s is not prepared: %w", spec.Serial, spec.Image.Digest, worker.ErrInvalid)
+	}
 	c, err := l.container(spec)
 	if err != nil {
 		return fmt.Errorf("create %s: %w", spec.Serial, err)
@@ -48,9 +57,6 @@ func (l *Launcher) check(spec launch.Spec) error {
 	}
 	if err := checkPath(spec.Dir); err != nil {
 		return fmt.Errorf("folder: %w", err)
-	}
-	if !rootfsReady(l.rootfs(spec.Image.Digest)) {
-		return fmt.Errorf("image %s is not prepared: %w", spec.Image.Digest, worker.ErrInvalid)
 	}
 	return nil
 }

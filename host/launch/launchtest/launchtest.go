@@ -117,6 +117,7 @@ func Run(t *testing.T, open Open) {
 		{"killed host", killedHost},
 		{"killed at any moment", killedAtAnyMoment},
 		{"down refuses while workers are left", downRefuses},
+		{"what was prepared is discarded when nobody uses it", discards},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

@@ -124,6 +124,12 @@ func (l *Launcher) ImageDigest(ctx context.Context, image launch.Image) (string,
 	return l.Prepare(ctx, image) // which makes nothing
 }
 
+// Artifacts is empty: workers run from the binary itself.
+func (l *Launcher) Artifacts(context.Context) ([]launch.Artifact, error) { return nil, nil }
+
+// Discard has nothing to delete.
+func (l *Launcher) Discard(context.Context, string) error { return nil }
+
 // List tells of all created workers.
 func (l *Launcher) List(context.Context) ([]launch.Status, error) {
 	l.mu.Lock()
