@@ -88,8 +88,10 @@ func (h *fakeHost) ListPlugins(context.Context, *hostv1.ListPluginsRequest) (*ho
 func (h *fakeHost) Forge(_ context.Context, r *hostv1.ForgeRequest) (*hostv1.ForgeResponse, error) {
 	h.forged = r
 	if r.GetDryRun() {
-		return &hostv1.ForgeResponse{Worker: h.worker(), PlanHash: "ff", Plan: []*hostv1.PlanStep{{Step: "open stage", Makes: "a folder"}},
-			Files: []*hostv1.PlanFile{{Path: "run/", Mode: "0700"}, {Path: "config.json", Mode: "0440", Size: 2, Sha256: "ab"}}, Manifest: []byte(`{"format":1}`)}, nil
+		return &hostv1.ForgeResponse{
+			Worker: h.worker(), PlanHash: "ff", Plan: []*hostv1.PlanStep{{Step: "open stage", Makes: "a folder"}},
+			Files: []*hostv1.PlanFile{{Path: "run/", Mode: "0700"}, {Path: "config.json", Mode: "0440", Size: 2, Sha256: "ab"}}, Manifest: []byte(`{"format":1}`),
+		}, nil
 	}
 	return &hostv1.ForgeResponse{Worker: h.worker()}, nil
 }
