@@ -27,7 +27,7 @@ const (
 	// helloTimeout is how long a worker has to prove itself and say Hello.
 	helloTimeout = 10 * time.Second
 	// maxHello is how many attempts a Hello may name: the sdk's workers have at
-	// most 64 in flight and 256 kept.
+	// most 256 in flight and 512 kept.
 	maxHello = 4096
 	// maxBeat bounds a heartbeat, in bytes.
 	maxBeat = 64 << 10

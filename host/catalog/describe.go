@@ -25,7 +25,7 @@ const (
 )
 
 var (
-	verbForm       = regexp.MustCompile(`^[a-z][a-z0-9_]{0,31}$`)
+	verbForm       = regexp.MustCompile(`^[a-z][a-z0-9_]{0,63}$`)
 	capabilityForm = regexp.MustCompile(`^[a-z]+(?::[!-~]+)?$`)
 )
 
