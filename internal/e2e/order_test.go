@@ -1,0 +1,204 @@
+package e2e
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"syscall"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/dals-host/dals-host/host/record"
+	"github.com/dals-host/dals-host/host/worker"
+	"github.com/dals-host/dals-host/sdk/client"
+)
+
+// TestAnyOrder does to a real host on a real data folder, in random orders, all
+// that makes, ends and interrupts workers. After every step the workers are those
+// of the model, each runs once, and every number was given once. To see a run
+// again, give its seed: -rapid.seed.
+func TestAnyOrder(t *testing.T) {
+	t.Parallel()
+	rapidly(t, 3, 40)
+	rapid.Check(t, func(rt *rapid.T) {
+		m := &model{host: newHost(t, "process"), live: map[string]string{}, ever: map[string]bool{}, done: map[string]int{}}
+		actions := map[string]func(*rapid.T){"": func(*rapid.T) { m.check() }}
+		for name, act := range map[string]func(*rapid.T){
+			"forge":             m.forgeOne,
+			"forge again":       m.forgeAgain,
+			"retire":            m.retire,
+			"restart host":      func(*rapid.T) { m.restart(syscall.SIGTERM) },
+			"kill host":         func(*rapid.T) { m.restart(syscall.SIGKILL) },
+			"kill host forging": m.killForging,
+		} {
+			actions[name] = func(rt *rapid.T) { act(rt); m.done[name]++ }
+		}
+		rt.Repeat(actions)
+		m.verify()
+		m.clean()
+		t.Logf("%v", m.done)
+	})
+}
+
+// rapidly makes rapid try so many orders of about so many steps, unless the
+// command line says otherwise, and says the seed.
+func rapidly(t *testing.T, checks, steps int) {
+	t.Helper()
+	for name, value := range map[string]string{
+		"rapid.checks": fmt.Sprint(checks), "rapid.steps": fmt.Sprint(steps), "rapid.seed": fmt.Sprint(rand.Uint64()>>1 + 1),
+		"rapid.shrinktime": "1s", "rapid.nofailfile": "true",
+	} {
+		f := flag.Lookup(name)
+		if f.Value.String() != f.DefValue {
+			continue
+		}
+		if err := f.Value.Set(value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("-rapid.seed=%s", flag.Lookup("rapid.seed").Value)
+}
+
+// model is what there must be on a host.
+type model struct {
+	*host
+	live  map[string]string // serials by name
+	ever  map[string]bool   // all serials and ledger codes that were given
+	voids int               // at most: a host that was killed may not have begun
+	done  map[string]int    // how often each thing was done
+}
+
+func (m *model) forgeOne(rt *rapid.T) {
+	name := rapid.SampledFrom([]string{"ada", "ben", "cleo"}).Draw(rt, "name")
+	if _, taken := m.live[name]; taken {
+		rt.Skip("taken")
+	}
+	m.made(m.forge(name, "template"))
+}
+
+// made takes a worker into the model; all its numbers must be new.
+func (m *model) made(w client.Worker) {
+	m.t.Helper()
+	if m.ever[w.WorkerSerial] || m.ever[w.LedgerCode] {
+		m.t.Fatalf("a number of %s, %s was given before", w.WorkerSerial, w.LedgerCode)
+	}
+	m.ever[w.WorkerSerial], m.ever[w.LedgerCode] = true, true
+	m.live[w.WorkerName] = w.WorkerSerial
+}
+
+// one draws a worker that lives.
+func (m *model) one(rt *rapid.T) string {
+	if len(m.live) == 0 {
+		rt.Skip("nobody lives")
+	}
+	return rapid.SampledFrom(slices.Sorted(maps.Keys(m.live))).Draw(rt, "who")
+}
+
+func (m *model) forgeAgain(rt *rapid.T) {
+	name := m.one(rt)
+	made, err := m.client.Forge(m.t.Context(), client.ForgeRequest{Name: name, Type: "template", ClassCode: "A1"})
+	if err != nil || !made.Existed || made.WorkerSerial != m.live[name] {
+		m.t.Fatalf("%s again: %+v, %v", name, made, err)
+	}
+	_, err = m.client.Forge(m.t.Context(), client.ForgeRequest{Name: name, Type: "template", ClassCode: "B2"})
+	if codeOf(err) != client.CodeConflict {
+		m.t.Fatalf("another %s: %v", name, err)
+	}
+}
+
+func (m *model) retire(rt *rapid.T) {
+	name := m.one(rt)
+	if _, err := m.client.Retire(m.t.Context(), name, time.Second); err != nil {
+		m.t.Fatalf("%v\n%s", err, m.log)
+	}
+	delete(m.live, name)
+}
+
+// restart ends the host by a signal and starts it again.
+func (m *model) restart(s syscall.Signal) {
+	m.t.Helper()
+	if err := m.cmd.Process.Signal(s); err != nil {
+		m.t.Fatal(err)
+	}
+	if err := m.cmd.Wait(); err != nil && s == syscall.SIGTERM {
+		m.t.Fatalf("host: %v\n%s", err, m.log)
+	}
+	m.start()
+}
+
+// killForging kills the host at some moment of a forge: the worker is whole or
+// was never there.
+func (m *model) killForging(rt *rapid.T) {
+	const name = "zoe"
+	if _, taken := m.live[name]; taken {
+		rt.Skip("taken")
+	}
+	moment := time.Duration(rapid.IntRange(0, 150).Draw(rt, "milliseconds")) * time.Millisecond
+	ctx, cancel := context.WithCancel(m.t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_, _ = m.client.Forge(ctx, client.ForgeRequest{Name: name, Type: "template", ClassCode: "A1"})
+	}()
+	time.Sleep(moment) // the moment is the point
+	m.kill()
+	cancel()
+	<-ended
+	m.start()
+	m.voids++
+	w, err := m.client.Worker(m.t.Context(), name)
+	switch {
+	case err == nil && w.State != "retired":
+		m.made(w.Worker)
+	case err != nil && codeOf(err) != client.CodeNotFound:
+		m.t.Fatal(err)
+	}
+}
+
+// check compares the host with the model.
+func (m *model) check() {
+	m.t.Helper()
+	workers, err := m.client.Workers(m.t.Context(), client.WorkerFilter{})
+	if err != nil {
+		m.t.Fatalf("%v\n%s", err, m.log)
+	}
+	found := map[string]string{}
+	for _, w := range workers {
+		found[w.WorkerName] = w.WorkerSerial
+	}
+	if !maps.Equal(found, m.live) {
+		m.t.Fatalf("workers %v, want %v\n%s", found, m.live, m.log)
+	}
+	m.settled()
+	voids := 0
+	given := map[worker.ClassCode][]int64{}
+	for _, e := range m.entries() {
+		if e.Kind != record.Forge && e.Kind != record.Void {
+			continue
+		}
+		if e.Kind == record.Void {
+			voids++
+		}
+		class, sequence, err := worker.ParseLedgerCode(string(e.Worker.Ledger))
+		if err != nil {
+			m.t.Fatal(err)
+		}
+		given[class] = append(given[class], sequence)
+	}
+	if voids > m.voids {
+		m.t.Fatalf("%d voids, at most %d forges failed", voids, m.voids)
+	}
+	for class, sequences := range given {
+		slices.Sort(sequences)
+		for i, n := range sequences {
+			if n != int64(i+1) {
+				m.t.Fatalf("ledger codes of %s are %v: not dense", class, sequences)
+			}
+		}
+	}
+}
