@@ -36,7 +36,8 @@ type PlanStep struct{ Step, Makes string }
 var errPlanned = errors.New("planned only")
 
 // Plan says what Forge would make, from the same lists of steps and files, and
-// makes nothing. The numbers are those that a forge would get at this moment.
+// makes nothing. The numbers are those that a forge would get at this moment, but
+// the port, which is drawn by lot: it stays 0.
 func (f *Forge) Plan(ctx context.Context, r Request) (Plan, error) {
 	if err := r.check(); err != nil {
 		return Plan{}, err
@@ -71,12 +72,11 @@ func (f *Forge) Plan(ctx context.Context, r Request) (Plan, error) {
 // planNumbers gives the job the numbers that a forge would get, and takes them
 // back.
 func (f *Forge) planNumbers(ctx context.Context, j *job) error {
-	listener, err := f.Ports.Bind(ctx)
+	listener, err := f.Ports.Bind(ctx) // only to see that one is free
 	if err != nil {
 		return err
 	}
 	defer listener.Close()
-	j.worker.Port = listener.Port()
 	err = f.Registry.Update(ctx, func(tx *registry.Tx) error {
 		if err := f.allocateIn(tx, &j.worker); err != nil {
 			return err
@@ -118,7 +118,7 @@ func listed(all []manifest.Entry) []manifest.Entry {
 
 func planAllocate(j *job) string {
 	w := j.worker
-	return fmt.Sprintf("serial %s, model %s, ledger code %s, port %d, uid %d", w.Serial, w.Model, w.LedgerCode, w.Port, w.UID)
+	return fmt.Sprintf("serial %s, model %s, ledger code %s, uid %d, a free port of the host's range", w.Serial, w.Model, w.LedgerCode, w.UID)
 }
 
 func planStage(j *job) string {
