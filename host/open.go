@@ -12,6 +12,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"github.com/dals-host/dals-host/host/broker"
+	"github.com/dals-host/dals-host/host/care"
 	"github.com/dals-host/dals-host/host/control"
 	"github.com/dals-host/dals-host/host/forge"
 	"github.com/dals-host/dals-host/host/gate"
@@ -44,11 +45,17 @@ func firstUIDOf(hostID string) int {
 // What must happen once in a data folder's life leaves a mark in the registry:
 // the operator is enrolled; the record has a checkpoint.
 const (
-	metaOperator = "operator_enrolled"
-	metaRecord   = "record_published"
+	metaOperator = care.MetaOperator
+	metaRecord   = care.MetaRecord
 )
 
 func (h *Host) openRegistry(ctx context.Context) (err error) {
+	if err := h.registryIsGone(); err != nil {
+		return err
+	}
+	if err := care.SweepBackups(h.paths.data); err != nil {
+		return fmt.Errorf("remove unfinished backup: %w", err)
+	}
 	h.registry, err = registry.Open(ctx, registry.Config{Path: h.paths.registry, Logger: h.Logger.Named("registry")})
 	if err != nil {
 		return err
@@ -116,8 +123,12 @@ func (h *Host) openStage(context.Context) (err error) {
 }
 
 func (h *Host) openGateAndBroker(ctx context.Context) (err error) {
+	notBefore, err := h.notBefore(ctx)
+	if err != nil {
+		return err
+	}
 	h.gate = gate.New(ctx, gate.Config{
-		Directory: directory{h.registry}, Kinds: kinds{h.plugins}, Recorder: recorder{h.registry}, Logger: h.Logger.Named("gate"),
+		Directory: directory{h.registry}, Kinds: kinds{h.plugins}, Recorder: recorder{h.registry}, NotBefore: notBefore, Logger: h.Logger.Named("gate"),
 	}, past{h.registry})
 	h.broker, err = broker.New(ctx, broker.Config{
 		Gate: gateway{h.gate}, Registry: h.registry, Authority: h.authority, StampKey: h.keys.Stamp().Private(),
@@ -157,7 +168,7 @@ func (h *Host) openSupervisorAndForge(context.Context) error {
 func (h *Host) openControl(context.Context) (err error) {
 	b := backend{h}
 	h.control, err = control.New(control.Config{
-		Socket: h.paths.socket, Forger: b, Workers: b, Sender: b, Clients: b, Host: b, Logger: h.Logger.Named("control"),
+		Socket: h.paths.socket, Forger: b, Workers: b, Sender: b, Clients: b, Host: b, Backups: b, Logger: h.Logger.Named("control"),
 	})
 	return err
 }

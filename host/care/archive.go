@@ -356,3 +356,13 @@ func (a *archiveReader) end() error {
 	}
 	return nil
 }
+
+// Inspect reads a backup to its end and checks that every byte of it is as it
+// was written. That its host wrote it, only Restore can say.
+func Inspect(r io.Reader) (*Header, error) {
+	h, _, _, err := readArchive(r, func(*Header, Part, io.Reader) error { return nil })
+	if err != nil {
+		return nil, fmt.Errorf("read backup: %w", err)
+	}
+	return h, nil
+}

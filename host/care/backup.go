@@ -60,13 +60,7 @@ func Backup(ctx context.Context, s Source, w io.Writer) (*Header, error) {
 }
 
 // SweepBackups removes what a host that was killed left of backups.
-func SweepBackups(dataDir string) error {
-	left, err := filepath.Glob(filepath.Join(dataDir, spoolForm+"*"))
-	for _, dir := range left {
-		err = errors.Join(err, os.RemoveAll(dir))
-	}
-	return err
-}
+func SweepBackups(dataDir string) error { return removeAll(dataDir, spoolForm) }
 
 func (s Source) backup(ctx context.Context, dir string, w io.Writer) (*Header, error) {
 	for n := 1; ; n++ {

@@ -8,6 +8,7 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -97,4 +98,15 @@ func syncDir(path string) error {
 		return err
 	}
 	return errors.Join(d.Sync(), d.Close())
+}
+
+// removeAll removes the folders of that beginning: what was killed left them.
+func removeAll(parent, beginning string) error {
+	entries, err := os.ReadDir(parent)
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), beginning) {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(parent, e.Name())))
+		}
+	}
+	return err
 }

@@ -145,6 +145,9 @@ func (r *recovery) examine(ctx context.Context) (why, err error) {
 	return nil, err
 }
 
+// recoverForm names the folder in the data folder where a registry is made.
+const recoverForm = ".recover-"
+
 // rebuild makes the new registry beside the old one and then puts it in its
 // place.
 func (r *recovery) rebuild(ctx context.Context) error {
@@ -161,7 +164,10 @@ func (r *recovery) rebuild(ctx context.Context) error {
 		return worker.Hint(fmt.Errorf("the record is damaged: of its %d entries the first %d can be used (%s): %w", p.Size, p.Sound, first(p.Damage), worker.ErrCorrupt),
 			"restore a backup; or, to go on without the rest, dals-host recover --accept-loss")
 	}
-	dir, err := os.MkdirTemp(filepath.Dir(r.Registry), ".recover-")
+	if err := removeAll(filepath.Dir(r.Registry), recoverForm); err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp(filepath.Dir(r.Registry), recoverForm)
 	if err != nil {
 		return err
 	}
@@ -170,7 +176,20 @@ func (r *recovery) rebuild(ctx context.Context) error {
 	if err := r.replay(ctx, p, path, filepath.Join(dir, "record")); err != nil {
 		return err
 	}
-	return r.replace(path, filepath.Join(dir, "record"))
+	if err := r.replace(path, filepath.Join(dir, "record")); err != nil {
+		return err
+	}
+	return r.publish(ctx)
+}
+
+// publish goes on with the record, so that what was left out stays known.
+func (r *recovery) publish(ctx context.Context) (err error) {
+	made, err := registry.Open(ctx, registry.Config{Path: r.Registry, Logger: r.Logger})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, made.Close()) }()
+	return publish(ctx, r.Record, r.Keys.CheckpointSigner(), made, r.Logger)
 }
 
 func first(list []string) string {

@@ -165,18 +165,10 @@ func readSmall(r io.Reader, limit int64) ([]byte, error) {
 
 // openStaging makes the folder beside the target, after it has removed what a
 // restore that was killed left there.
-func (r *restorer) openStaging(context.Context) error {
+func (r *restorer) openStaging(context.Context) (err error) {
 	parent, form := filepath.Dir(r.DataDir), "."+filepath.Base(r.DataDir)+".restore-"
-	entries, err := os.ReadDir(parent)
-	if err != nil {
+	if err := removeAll(parent, form); err != nil {
 		return err
-	}
-	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), form) {
-			if err := os.RemoveAll(filepath.Join(parent, e.Name())); err != nil {
-				return err
-			}
-		}
 	}
 	if r.staging, err = os.MkdirTemp(parent, form); err != nil {
 		return worker.Hint(err, "the folder above the data folder must be writable: the restored one is put together there")
@@ -212,7 +204,7 @@ func (r *restorer) takeKeys(context.Context) (err error) {
 		}
 	}
 	if r.keys, err = keyring.Open(keyring.Config{Dir: keys}); errors.Is(err, worker.ErrNotFound) {
-		return worker.Hint(fmt.Errorf("the host's keys are neither in the backup nor in the data folder: %w", err),
+		return worker.Hint(fmt.Errorf("the host's keys are neither in the backup nor in the data folder: %w", worker.ErrNotFound),
 			"put the host's host.seed into "+filepath.Join(r.DataDir, "keys")+", or use a backup that was made with a passphrase")
 	}
 	if err != nil {

@@ -32,6 +32,7 @@ type Config struct {
 	Sender  Sender
 	Clients Clients
 	Host    Host
+	Backups Backuper
 	Logger  hclog.Logger
 }
 
