@@ -80,6 +80,8 @@ type ForgeRequest struct {
 	Config    []byte        // a JSON object, or empty for the type's defaults
 	Timeout   time.Duration // bounds the whole forge; zero means the host's default
 	PlanHash  string        // of the plan that was agreed to; empty for none
+	Like      string        // the worker that tells what is left empty, by name or serial
+	NoStart   bool          // leaves the worker stopped
 }
 
 // ForgeResult is a forged worker.

@@ -26,6 +26,8 @@ func (f file) isFolder() bool { return strings.HasSuffix(f.path, "/") }
 // workerKey is the file that nobody but the worker may read.
 const workerKey = "certs/worker.key"
 
+const workerCert = "certs/worker.pem"
+
 // folders are a worker's folders, its own first.
 func folders(w worker.Worker) []file {
 	return []file{
@@ -42,7 +44,7 @@ func folders(w worker.Worker) []file {
 func (f *Forge) keyFiles(w worker.Worker, keyPEM, certPEM []byte) []file {
 	return []file{
 		{workerKey, workerOwned(w, 0o600), keyPEM},
-		told(w, "certs/worker.pem", certPEM),
+		told(w, workerCert, certPEM),
 		told(w, "certs/ca.pem", f.Authority.CertPEM()),
 	}
 }

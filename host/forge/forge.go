@@ -10,7 +10,10 @@
 // undo is idempotent and takes "not there" for success.
 //
 // Retire is the other direction and only rolls forward: its row is in state
-// retiring until everything is gone.
+// retiring until everything is gone. Upgrade is a list of steps as Forge is, and
+// rolls back: its row is in state upgrading, and says what the worker was, until
+// the last. Of a worker that is stopped, or failed, nothing may run: what a host
+// that died in the middle of Stop or Start left running, Recover ends.
 //
 // Whatever is done to one name is done in turns: a second call waits for the
 // first, and then finds what that made.
@@ -124,6 +127,10 @@ type Request struct {
 	// PlanHash, when given, is that of the plan that was agreed to: what has
 	// changed since is a conflict that names it, and nothing is made.
 	PlanHash string
+	// Like names a worker, by name or serial, whose type, version, class code and
+	// configuration hold where the request leaves them empty.
+	Like    string
+	NoStart bool // the worker is made, and stopped
 }
 
 // DefaultTimeout bounds a forge whose caller names no time.
@@ -144,12 +151,17 @@ type Result struct {
 
 // job is one forge on its way.
 type job struct {
+	what      string // "forge" or "upgrade"
 	request   Request
-	worker    worker.Worker
+	worker    worker.Worker // as it shall be
+	was       worker.Worker // of an upgrade: as it is
+	grace     time.Duration // of an upgrade: for the old version to end
+	opened    bool          // of an upgrade: its journal was
 	typ       Type
 	listener  *ports.Listener
 	folder    *stage.Stage
 	startedAt time.Time
+	logged    int64 // the size of the worker's log then
 	why       error // while undoing: what failed
 }
 
@@ -178,11 +190,23 @@ func (f *Forge) steps() []step {
 	}
 }
 
+// stepsOf are the steps that a request takes. A worker that is not to be started
+// gets its container when it is.
+func (f *Forge) stepsOf(r Request) []step {
+	return slices.DeleteFunc(f.steps(), func(s step) bool {
+		return r.NoStart && slices.Contains([]string{"create container", "start", "await heartbeat"}, s.name)
+	})
+}
+
 // Forge makes one worker, or leaves nothing behind. The same request for the
 // same name gives the worker that it made before; while a first call is running
 // a second waits for its outcome.
 func (f *Forge) Forge(ctx context.Context, r Request) (Result, error) {
-	if err := r.check(); err != nil {
+	r, err := f.resolve(ctx, r)
+	if err == nil {
+		err = r.check()
+	}
+	if err != nil {
 		return Result{}, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, r.timeout())
@@ -206,11 +230,13 @@ func (f *Forge) Forge(ctx context.Context, r Request) (Result, error) {
 	if err := f.holdJobTo(ctx, r.PlanHash, j); err != nil {
 		return Result{}, err
 	}
-	if err := f.run(ctx, j, f.steps()); err != nil {
+	if err := f.run(ctx, j, f.stepsOf(r)); err != nil {
 		return Result{}, err
 	}
 	f.Ports.Assign(j.worker.Serial, j.listener)
-	f.Keeper.Keep(j.worker)
+	if !r.NoStart {
+		f.Keeper.Keep(j.worker)
+	}
 	f.Changed(j.worker.Serial)
 	return Result{Worker: j.worker}, nil
 }
@@ -239,16 +265,16 @@ func (f *Forge) run(ctx context.Context, j *job, steps []step) error {
 		began := time.Now()
 		err := ctx.Err()
 		if err == nil {
-			failpoint.Hit("forge", s.name, "before")
+			failpoint.Hit(j.what, s.name, "before")
 			err = s.do(ctx, j)
-			failpoint.Hit("forge", s.name, "after")
+			failpoint.Hit(j.what, s.name, "after")
 		}
 		if err != nil {
 			j.why = fmt.Errorf("%s: %w", s.name, err)
 			defer j.close()
 			return errors.Join(j.why, f.undo(ctx, j, steps[:i+1]))
 		}
-		f.Logger.Debug("forge step", "worker", j.request.Name, "step", s.name, "took", time.Since(began))
+		f.Logger.Debug(j.what+" step", "worker", j.request.Name, "step", s.name, "took", time.Since(began))
 	}
 	return nil
 }

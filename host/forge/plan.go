@@ -39,7 +39,11 @@ var errPlanned = errors.New("planned only")
 // makes nothing. The numbers are those that a forge would get at this moment, but
 // the port, which is drawn by lot: it stays 0.
 func (f *Forge) Plan(ctx context.Context, r Request) (Plan, error) {
-	if err := r.check(); err != nil {
+	r, err := f.resolve(ctx, r)
+	if err == nil {
+		err = r.check()
+	}
+	if err != nil {
 		return Plan{}, err
 	}
 	existing, found, err := f.existing(ctx, r)
@@ -63,7 +67,7 @@ func (f *Forge) Plan(ctx context.Context, r Request) (Plan, error) {
 	}
 	p := Plan{Worker: j.worker, Hash: planHash(f.parts(j.worker)), Files: f.planFiles(j.worker)}
 	p.Manifest = f.manifestOf(j.worker, j.typ, listed(p.Files))
-	for _, s := range f.steps() {
+	for _, s := range f.stepsOf(r) {
 		p.Steps = append(p.Steps, PlanStep{s.name, s.makes(j)})
 	}
 	return p, nil
@@ -151,4 +155,6 @@ func planStart(*job) string { return "a running worker" }
 
 func planHeartbeat(*job) string { return "proof that it lives, with vault_integrity: true" }
 
-func planRecord(*job) string { return "state live and its entry in the record, in one transaction" }
+func planRecord(j *job) string {
+	return "state " + string(j.outcome()) + " and its entry in the record, in one transaction"
+}

@@ -13,12 +13,13 @@ import (
 // settleEvery spaces the attempts to end what could not be ended at once.
 const settleEvery = 30 * time.Second
 
-// Recover brings every worker that an earlier host left half made or half
-// retired to an end. It runs before the first Forge. What cannot be ended now is
-// told in the error and tried again by Run.
+// Recover brings every worker that an earlier host left half made, half upgraded
+// or half retired to an end, and ends what still runs of those that are not to
+// run. It runs before the first Forge. What cannot be ended now is told in the
+// error and tried again by Run.
 func (f *Forge) Recover(ctx context.Context) error {
 	var errs []error
-	for _, state := range []worker.State{worker.StateForging, worker.StateRetiring} {
+	for _, state := range []worker.State{worker.StateForging, worker.StateUpgrading, worker.StateRetiring} {
 		open, err := f.Registry.Workers(ctx, registry.Filter{State: state})
 		if err != nil {
 			return fmt.Errorf("read workers that are %s: %w", state, err)
@@ -27,7 +28,67 @@ func (f *Forge) Recover(ctx context.Context) error {
 			errs = append(errs, f.settle(ctx, w))
 		}
 	}
+	return errors.Join(append(errs, f.endStopped(ctx), f.dropAsides(ctx))...)
+}
+
+// endStopped ends the workers that run and are not to.
+func (f *Forge) endStopped(ctx context.Context) error {
+	created, err := f.Launcher.List(ctx)
+	if err != nil {
+		return fmt.Errorf("list workers: %w", err)
+	}
+	var errs []error
+	for _, s := range created {
+		if s.Running {
+			errs = append(errs, f.inTurn(ctx, s.Serial, func(w worker.Worker) error {
+				if w.State != worker.StateStopped && w.State != worker.StateFailed {
+					return nil
+				}
+				f.Logger.Info("ending a worker that is not to run", "worker", w.Name, "serial", w.Serial, "state", w.State)
+				return f.halt(ctx, w, DefaultGrace)
+			}))
+		}
+	}
 	return errors.Join(errs...)
+}
+
+// dropAsides removes the old folders that finished upgrades have left.
+func (f *Forge) dropAsides(ctx context.Context) error {
+	left, err := f.Stage.Asides()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, serial := range left {
+		errs = append(errs, f.inTurn(ctx, serial, func(w worker.Worker) error {
+			if w.State == worker.StateUpgrading {
+				return nil
+			}
+			return f.Stage.DropAside(serial)
+		}))
+	}
+	return errors.Join(errs...)
+}
+
+// inTurn does something about a worker as it is when its turn comes. Of one that
+// the registry does not know nothing is done.
+func (f *Forge) inTurn(ctx context.Context, serial worker.Serial, do func(worker.Worker) error) error {
+	w, err := f.Registry.Worker(ctx, serial)
+	if err == nil {
+		var done func()
+		if done, err = f.take(ctx, w.Name); err != nil {
+			return err
+		}
+		defer done()
+		w, err = f.Registry.Worker(ctx, serial)
+	}
+	if errors.Is(err, worker.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return do(w)
 }
 
 // Run tries again, until ctx ends, what could not be undone or retired.
@@ -46,31 +107,26 @@ func (f *Forge) Run(ctx context.Context) error {
 	}
 }
 
-// settle ends one open row, if it is still open when its turn comes: a forge
-// that is running has the turn.
+// settle ends one open row, if it is still open when its turn comes: whatever is
+// running has the turn.
 func (f *Forge) settle(ctx context.Context, w worker.Worker) error {
-	done, err := f.take(ctx, w.Name)
-	if err != nil {
-		return err
-	}
-	defer done()
-	w, err = f.Registry.Worker(ctx, w.Serial)
-	switch {
-	case errors.Is(err, worker.ErrNotFound):
+	return f.inTurn(ctx, w.Serial, func(w worker.Worker) error {
+		switch w.State {
+		case worker.StateForging:
+			f.Logger.Info("rolling back a forge that was left open", "worker", w.Name, "serial", w.Serial)
+			j := &job{worker: w, why: errors.New("it was left open, by a host that ended or an undo that failed")}
+			if err := f.undo(ctx, j, f.steps()); err != nil {
+				return fmt.Errorf("roll back forge of %s: %w", w.Name, err)
+			}
+		case worker.StateUpgrading:
+			_, err := f.rollBack(ctx, w)
+			return err
+		case worker.StateRetiring:
+			f.Logger.Info("finishing a retirement that was left open", "worker", w.Name, "serial", w.Serial)
+			if _, err := f.finishRetire(ctx, w, 0); err != nil {
+				return fmt.Errorf("finish retiring %s: %w", w.Name, err)
+			}
+		}
 		return nil
-	case err != nil:
-		return err
-	case w.State == worker.StateForging:
-		f.Logger.Info("rolling back a forge that was left open", "worker", w.Name, "serial", w.Serial)
-		j := &job{worker: w, why: errors.New("it was left open, by a host that ended or an undo that failed")}
-		if err := f.undo(ctx, j, f.steps()); err != nil {
-			return fmt.Errorf("roll back forge of %s: %w", w.Name, err)
-		}
-	case w.State == worker.StateRetiring:
-		f.Logger.Info("finishing a retirement that was left open", "worker", w.Name, "serial", w.Serial)
-		if _, err := f.finishRetire(ctx, w, 0); err != nil {
-			return fmt.Errorf("finish retiring %s: %w", w.Name, err)
-		}
-	}
-	return nil
+	})
 }

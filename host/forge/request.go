@@ -45,7 +45,7 @@ func (f *Forge) newJob(ctx context.Context, r Request) (*job, error) {
 		return nil, err
 	}
 	d := typ.Descriptor
-	return &job{request: r, typ: typ, worker: worker.Worker{
+	return &job{what: "forge", request: r, typ: typ, worker: worker.Worker{
 		Name: r.Name, Type: d.GetName(), TypeVersion: d.GetVersion(), PluginDigest: typ.Image.Digest,
 		ClassCode: worker.ClassCode(r.ClassCode), Model: worker.NewModelNumber(d.GetFamily(), generation(d.GetVersion())),
 		State: worker.StateForging, Launcher: f.Launcher.Name(), Config: config, RequestSHA256: hash,

@@ -89,12 +89,11 @@ func (f *Forge) finishRetire(ctx context.Context, w worker.Worker, grace time.Du
 
 // end stops the worker and removes what the launcher has of it.
 func (f *Forge) end(ctx context.Context, w worker.Worker, grace time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, grace+stopLimit)
-	defer cancel()
-	if err := f.Launcher.Stop(ctx, w.Serial, grace); err != nil {
-		return fmt.Errorf("stop: %w", err)
+	if err := f.halt(ctx, w, grace); err != nil {
+		return err
 	}
-	f.Sessions.Detach(ctx, w.Serial)
+	ctx, cancel := context.WithTimeout(ctx, stopLimit)
+	defer cancel()
 	if err := f.Launcher.Remove(ctx, w.Serial); err != nil {
 		return fmt.Errorf("remove container: %w", err)
 	}

@@ -44,15 +44,16 @@ type rig struct {
 	kept     map[worker.Serial]bool
 	held     map[worker.Serial]*ports.Listener
 	bound    []*ports.Listener
-	version  string // the type's default version; empty for 1.2.3
-	digest   string // of the type's plugin; empty for that of 1.2.3
-	noBeat   error  // what AwaitHeartbeat answers
-	onBeat   func() // what it does first
+	version  string            // the type's default version; empty for 1.2.3
+	digest   string            // of the type's plugin; empty for that of 1.2.3
+	others   map[string]string // digests of the type's other versions
+	noBeat   error             // what AwaitHeartbeat answers
+	onBeat   func()            // what it does first
 }
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	r := &rig{t: t, dir: t.TempDir(), launcher: &fakeLauncher{running: map[worker.Serial]bool{}, dirs: map[worker.Serial]string{}}}
+	r := &rig{t: t, dir: t.TempDir(), launcher: &fakeLauncher{running: map[worker.Serial]bool{}, dirs: map[worker.Serial]string{}, images: map[worker.Serial]string{}}}
 	r.open(true)
 	return r
 }
@@ -80,9 +81,11 @@ func (r *rig) open(first bool) {
 	r.attached, r.kept, r.held = map[worker.Serial]bool{}, map[worker.Serial]bool{}, map[worker.Serial]*ports.Listener{}
 	r.forge = New(Config{
 		Types: r, Registry: r.registry, Stage: r.stage, Ports: r, Keys: r.keys, Authority: authority,
-		Launcher: r.launcher, Sessions: r, Keeper: r, Checkpoint: r.checkpoint,
+		Launcher: r.launcher, Sessions: r, Keeper: keeper{r}, Checkpoint: r.checkpoint,
 		Changed: func(worker.Serial) {}, OwnUID: os.Geteuid(), UIDs: UIDRange{70_000, 70_999},
-		Spec:   func(w worker.Worker) launch.Spec { return launch.Spec{Serial: w.Serial, Dir: r.stage.Dir(w.Serial)} },
+		Spec: func(w worker.Worker) launch.Spec {
+			return launch.Spec{Serial: w.Serial, Dir: r.stage.Dir(w.Serial), Image: launch.Image{Digest: w.PluginDigest}}
+		},
 		Logger: hclog.NewNullLogger(),
 	})
 	r.t.Cleanup(r.close)
@@ -109,6 +112,9 @@ func (r *rig) checkpoint() ([]byte, uint64) {
 
 func (r *rig) Lookup(_ context.Context, name, version string) (Type, error) {
 	current, digest := cmp.Or(r.version, "1.2.3"), cmp.Or(r.digest, fmt.Sprintf("%064x", 7))
+	if other, ok := r.others[version]; ok {
+		current, digest = version, other
+	}
 	if name != "template" || version != "" && version != current {
 		return Type{}, fmt.Errorf("worker type '%s' is not registered: %w", name, worker.ErrNotFound)
 	}
@@ -133,21 +139,30 @@ func (r *rig) Detach(_ context.Context, s worker.Serial) {
 	delete(r.attached, s)
 }
 
-func (r *rig) AwaitHeartbeat(ctx context.Context, _ worker.Serial, _ time.Time) error {
+func (r *rig) AwaitHeartbeat(ctx context.Context, s worker.Serial, _ time.Time) error {
 	if r.onBeat != nil {
 		r.onBeat()
 	}
-	if r.launcher.exit != nil {
+	if r.launcher.exit != nil || r.launcher.isBad(s) {
 		<-ctx.Done()
 		return ctx.Err()
 	}
 	return errors.Join(r.noBeat, ctx.Err())
 }
 
-func (r *rig) Keep(w worker.Worker) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.kept[w.Serial] = true
+// keeper takes note of who is kept.
+type keeper struct{ r *rig }
+
+func (k keeper) Keep(w worker.Worker) {
+	k.r.mu.Lock()
+	defer k.r.mu.Unlock()
+	k.r.kept[w.Serial] = true
+}
+
+func (k keeper) Release(s worker.Serial) {
+	k.r.mu.Lock()
+	defer k.r.mu.Unlock()
+	delete(k.r.kept, s)
 }
 
 func (r *rig) Bind(ctx context.Context) (*ports.Listener, error) {
@@ -169,11 +184,9 @@ func (r *rig) Assign(s worker.Serial, l *ports.Listener) {
 	r.held[s] = l
 }
 
-// Release is that of the keeper and that of the ports.
 func (r *rig) Release(s worker.Serial) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.kept, s)
 	if l := r.held[s]; l != nil {
 		_ = l.Close()
 	}
@@ -187,18 +200,29 @@ type fakeLauncher struct {
 	mu      sync.Mutex
 	running map[worker.Serial]bool
 	dirs    map[worker.Serial]string
-	exit    *launch.Exit // what Wait tells at once, if anything
-	says    string       // what a started worker logs
-	name    string       // empty for fake
-	stuck   error        // what Stop answers
+	images  map[worker.Serial]string // digests
+	exit    *launch.Exit             // what Wait tells at once, if anything
+	says    string                   // what a started worker logs
+	name    string                   // empty for fake
+	stuck   error                    // what Stop answers
+	bad     string                   // digest of a plugin that ends as soon as it is started
 }
 
-func (l *fakeLauncher) Wait(ctx context.Context, _ worker.Serial) (launch.Exit, error) {
+func (l *fakeLauncher) Wait(ctx context.Context, s worker.Serial) (launch.Exit, error) {
 	if l.exit != nil {
 		return *l.exit, nil
 	}
+	if l.isBad(s) {
+		return launch.Exit{Code: 7}, nil
+	}
 	<-ctx.Done()
 	return launch.Exit{}, ctx.Err()
+}
+
+func (l *fakeLauncher) isBad(s worker.Serial) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.bad != "" && l.images[s] == l.bad
 }
 
 func (l *fakeLauncher) Name() string { return cmp.Or(l.name, "fake") }
@@ -220,7 +244,7 @@ func (l *fakeLauncher) Create(_ context.Context, s launch.Spec) error {
 	if _, known := l.running[s.Serial]; known {
 		return worker.ErrConflict
 	}
-	l.running[s.Serial], l.dirs[s.Serial] = false, s.Dir
+	l.running[s.Serial], l.dirs[s.Serial], l.images[s.Serial] = false, s.Dir, s.Image.Digest
 	return nil
 }
 
@@ -231,7 +255,12 @@ func (l *fakeLauncher) Start(_ context.Context, s worker.Serial) error {
 		return worker.ErrConflict
 	}
 	l.running[s] = true
-	return os.WriteFile(filepath.Join(l.dirs[s], "logs", "worker.log"), []byte(l.says), 0o600)
+	log, err := os.OpenFile(filepath.Join(l.dirs[s], "logs", "worker.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = log.WriteString(l.says)
+	return errors.Join(err, log.Close())
 }
 
 func (l *fakeLauncher) Stop(_ context.Context, s worker.Serial, _ time.Duration) error {
@@ -241,6 +270,15 @@ func (l *fakeLauncher) Stop(_ context.Context, s worker.Serial, _ time.Duration)
 		l.running[s] = false
 	}
 	return l.stuck
+}
+
+func (l *fakeLauncher) List(context.Context) (all []launch.Status, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for serial, running := range l.running {
+		all = append(all, launch.Status{Serial: serial, Running: running})
+	}
+	return all, nil
 }
 
 func (l *fakeLauncher) Remove(_ context.Context, s worker.Serial) error {
@@ -290,7 +328,7 @@ func (r *rig) nothingLeft(what string, port int) {
 	if err != nil || len(workers) != 0 {
 		r.t.Errorf("%s: rows left: %+v, %v", what, workers, err)
 	}
-	for _, dir := range []string{".stage", "instances"} {
+	for _, dir := range []string{".stage", ".aside", "instances"} {
 		if left, err := os.ReadDir(filepath.Join(r.dir, "workers", dir)); err != nil || len(left) != 0 {
 			r.t.Errorf("%s: left in %s: %v, %v", what, dir, left, err)
 		}

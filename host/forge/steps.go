@@ -112,7 +112,21 @@ func (f *Forge) generateKeys(_ context.Context, j *job) error {
 // inject writes what the worker is told: who it is, how it is configured, and
 // what the record looked like when it was made.
 func (f *Forge) inject(_ context.Context, j *job) error {
+	identityJSON, err := f.identityOf(j.worker)
+	if err != nil {
+		return err
+	}
 	w := j.worker
+	checkpoint, _ := f.Checkpoint()
+	accountability, reflection, err := vault.Seed(f.Keys.HostID(), string(w.Serial), checkpoint, w.CreatedAt)
+	if err != nil {
+		return err
+	}
+	return j.lay(injected(w, identityJSON, accountability, reflection))
+}
+
+// identityOf is a worker's identity.json.
+func (f *Forge) identityOf(w worker.Worker) ([]byte, error) {
 	me := &identity.Identity{
 		WorkerName: w.Name, WorkerType: w.Type, TypeVersion: w.TypeVersion, WorkerSerial: string(w.Serial),
 		ModelNumber: string(w.Model), LedgerCode: string(w.LedgerCode), ClassCode: string(w.ClassCode), Port: w.Port,
@@ -120,16 +134,7 @@ func (f *Forge) inject(_ context.Context, j *job) error {
 		StampKey:    f.Keys.Stamp().Public(),
 		ManifestKey: f.Keys.Manifest().Public(),
 	}
-	identityJSON, err := me.Encode()
-	if err != nil {
-		return err
-	}
-	checkpoint, _ := f.Checkpoint()
-	accountability, reflection, err := vault.Seed(f.Keys.HostID(), string(w.Serial), checkpoint, w.CreatedAt)
-	if err != nil {
-		return err
-	}
-	return j.lay(injected(w, identityJSON, accountability, reflection))
+	return me.Encode()
 }
 
 // prepareImage comes before the manifest, which names the image's digest.
@@ -193,7 +198,7 @@ func (f *Forge) remove(ctx context.Context, j *job) error {
 }
 
 func (f *Forge) start(ctx context.Context, j *job) error {
-	j.startedAt = time.Now()
+	j.startedAt, j.logged = time.Now(), f.logSize(j.worker.Serial)
 	return f.Launcher.Start(ctx, j.worker.Serial)
 }
 
@@ -201,35 +206,8 @@ func (f *Forge) stop(ctx context.Context, j *job) error {
 	return f.Launcher.Stop(ctx, j.worker.Serial, 0)
 }
 
-// promptHeartbeat is how soon a healthy worker answers, with room to spare.
-const promptHeartbeat = 100 * time.Millisecond
-
-// awaitHeartbeat waits for the worker's word that all of it is there, or for its
-// end, whichever comes first.
 func (f *Forge) awaitHeartbeat(ctx context.Context, j *job) error {
-	f.Sessions.Attach(j.worker, f.Stage.Dir(j.worker.Serial))
-	ctx, cancel := context.WithCancel(ctx)
-	ended := make(chan error, 1)
-	go func() {
-		defer cancel()
-		select { // most workers answer before it is worth asking for their end
-		case <-time.After(promptHeartbeat):
-		case <-ctx.Done():
-			ended <- ctx.Err()
-			return
-		}
-		exit, err := f.Launcher.Wait(ctx, j.worker.Serial)
-		if err == nil {
-			err = fmt.Errorf("the worker ended: %s%s: %w", exit, f.lastWords(j.worker.Serial), worker.ErrUnavailable)
-		}
-		ended <- err
-	}()
-	err := f.Sessions.AwaitHeartbeat(ctx, j.worker.Serial, j.startedAt)
-	cancel()
-	if end := <-ended; err != nil && !errors.Is(end, context.Canceled) && !errors.Is(end, context.DeadlineExceeded) {
-		return end
-	}
-	return err
+	return f.awaitUp(ctx, j.worker, j.startedAt, j.logged)
 }
 
 func (f *Forge) detach(ctx context.Context, j *job) error {
@@ -237,19 +215,39 @@ func (f *Forge) detach(ctx context.Context, j *job) error {
 	return nil
 }
 
-// record is the commit point: the worker is live and the record says so, in one
+// outcome is the state that a forge leaves its worker in.
+func (j *job) outcome() worker.State {
+	if j.request.NoStart {
+		return worker.StateStopped
+	}
+	return worker.StateLive
+}
+
+// record is the commit point: the worker exists and the record says so, in one
 // transaction.
 func (f *Forge) record(ctx context.Context, j *job) error {
-	j.worker.State = worker.StateLive
-	entry, err := record.Entry{At: time.Now(), Kind: record.Forge, Worker: record.FieldsOf(j.worker)}.Encode()
-	if err != nil {
-		return err
+	j.worker.State = j.outcome()
+	entries := []record.Entry{{Kind: record.Forge, Worker: record.FieldsOf(j.worker)}}
+	if j.worker.State == worker.StateStopped {
+		entries = append(entries, record.Entry{Kind: record.WorkerStopped, Worker: record.NameOf(j.worker)})
+	}
+	lines := make([][]byte, len(entries))
+	for i, e := range entries {
+		var err error
+		e.At = time.Now()
+		if lines[i], err = e.Encode(); err != nil {
+			return err
+		}
 	}
 	return f.Registry.Update(context.WithoutCancel(ctx), func(tx *registry.Tx) error {
 		if err := tx.UpdateWorker(j.worker); err != nil {
 			return err
 		}
-		_, err := tx.Append(entry)
-		return err
+		for _, line := range lines {
+			if _, err := tx.Append(line); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 }

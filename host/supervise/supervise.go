@@ -11,12 +11,14 @@
 // written down is tried until it can be, or the worker is released.
 //
 // The supervisor acts on workers that are live or restarting, and on no others:
-// once a worker's row says something else, it lets go of it.
+// once a worker's row says something else, because somebody stops it, upgrades it
+// or retires it, it lets go of it.
 package supervise
 
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 	"time"
 
@@ -151,13 +153,20 @@ func (s *Supervisor) Release(serial worker.Serial) {
 	}
 }
 
+// handedOver begins the reason why a worker is lost that was kept in the middle of
+// a restart.
+const handedOver = "it was being restarted"
+
 // keep is one worker's life under supervision, until ctx ends, it failed for
-// good, or it is nobody's to keep. A worker that an earlier host left in the
-// middle of a restart is restarted first.
+// good, or it is nobody's to keep. A worker that is handed over in the
+// middle of a restart, by an earlier host or the forge, is restarted first.
 func (s *Supervisor) keep(ctx context.Context, w worker.Worker) error {
 	p := newPace(s.timing)
 	for {
-		why := "the host ended while it was being restarted"
+		why := handedOver
+		if before := strings.TrimPrefix(strings.TrimPrefix(w.StateReason, handedOver), ": "); before != "" {
+			why += ": " + before
+		}
 		if w.State != worker.StateRestarting {
 			since := time.Now()
 			why = s.untilGone(ctx, w)

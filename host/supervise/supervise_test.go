@@ -45,12 +45,22 @@ func TestEndedWorkerComesBack(t *testing.T) {
 
 func TestRestartInterruptedByTheHostsEnd(t *testing.T) {
 	t.Parallel()
-	g := newRig(t)
-	w := g.worker(worker.StateRestarting)
-	g.Keep(w)
-	g.is(w.Serial, worker.StateLive, 1)
-	if n := g.launcher.started(w.Serial); n != 1 {
-		t.Errorf("%d starts", n)
+	for given, want := range map[string]string{
+		"":                                    "it was being restarted",
+		"exit code 3":                         "it was being restarted: exit code 3",
+		"it was being restarted: exit code 3": "it was being restarted: exit code 3",
+	} {
+		g := newRig(t)
+		w := g.worker(worker.StateRestarting)
+		w.StateReason = given
+		g.Keep(w)
+		g.is(w.Serial, worker.StateLive, 1)
+		if n := g.launcher.started(w.Serial); n != 1 {
+			t.Errorf("%d starts", n)
+		}
+		if reason := g.entries()[0].Reason; reason != want {
+			t.Errorf("reason %q, want %q", reason, want)
+		}
 	}
 }
 
@@ -86,7 +96,7 @@ func TestWorkerOfOthersIsLeftAlone(t *testing.T) {
 			g.t.Error(err)
 		}
 	}
-	for _, state := range []worker.State{worker.StateRetiring, worker.StateRetired, worker.StateFailed, worker.StateForging} {
+	for _, state := range []worker.State{worker.StateRetiring, worker.StateRetired, worker.StateFailed, worker.StateForging, worker.StateStopped, worker.StateUpgrading} {
 		t.Run(string(state)+" before it ends", func(t *testing.T) {
 			t.Parallel()
 			g := newRig(t)
