@@ -26,6 +26,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -111,10 +112,18 @@ type Forge struct {
 	Config
 	turns  turn.Keys[string] // by name
 	frozen sync.RWMutex      // held for reading by whatever changes workers
+	slots  chan struct{}     // full when no more workers may be in the making
 }
 
+// forgesPerCPU bounds how many workers are in the making at a time: beyond a few
+// for each CPU nothing is done sooner, and the workers that there are lose their
+// heartbeats to those that start.
+const forgesPerCPU = 8
+
 // New makes a Forge.
-func New(c Config) *Forge { return &Forge{Config: c} }
+func New(c Config) *Forge {
+	return &Forge{Config: c, slots: make(chan struct{}, forgesPerCPU*runtime.GOMAXPROCS(0))}
+}
 
 // Request asks for one worker.
 type Request struct {
@@ -230,6 +239,11 @@ func (f *Forge) Forge(ctx context.Context, r Request) (Result, error) {
 	if err := f.holdJobTo(ctx, r.PlanHash, j); err != nil {
 		return Result{}, err
 	}
+	leave, err := f.enter(ctx)
+	if err != nil {
+		return Result{}, err
+	}
+	defer leave()
 	if err := f.run(ctx, j, f.stepsOf(r)); err != nil {
 		return Result{}, err
 	}
@@ -252,6 +266,16 @@ func (f *Forge) take(ctx context.Context, name string) (done func(), err error) 
 		return nil, fmt.Errorf("wait for another call about %s: %w", name, err)
 	}
 	return func() { back(); f.frozen.RUnlock() }, nil
+}
+
+// enter waits until few enough workers are in the making.
+func (f *Forge) enter(ctx context.Context) (leave func(), err error) {
+	select {
+	case f.slots <- struct{}{}:
+		return func() { <-f.slots }, nil
+	case <-ctx.Done():
+		return nil, worker.Hint(fmt.Errorf("wait for the forges before it: %w", ctx.Err()), "try again, or give it more time with --timeout")
+	}
 }
 
 // Freeze waits until nothing is being forged or retired, and lets nothing begin

@@ -7,7 +7,9 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/dals-host/dals-host/host/launch"
 	"github.com/dals-host/dals-host/host/record"
@@ -387,5 +389,43 @@ func TestRetireIsFinished(t *testing.T) {
 	w, err := r.registry.Worker(t.Context(), made.Worker.Serial)
 	if err != nil || w.State != worker.StateRetired || len(r.launcher.running) != 0 || r.count(record.Retire) != 1 {
 		t.Errorf("%+v, %v, launcher %v", w, err, r.launcher.running)
+	}
+}
+
+// TestFewAtATime: however many ask, only so many workers are in the making, and
+// who waits too long for a place hears it.
+func TestFewAtATime(t *testing.T) {
+	r := newRig(t)
+	n := cap(r.forge.slots)
+	var making atomic.Int32
+	full, release := make(chan struct{}), make(chan struct{})
+	r.onBeat = func() {
+		if int(making.Add(1)) == n {
+			close(full)
+		}
+		<-release
+	}
+	var all sync.WaitGroup
+	for i := range n {
+		all.Go(func() {
+			request := nora
+			request.Name = fmt.Sprintf("w%d", i)
+			if _, err := r.forge.Forge(t.Context(), request); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	<-full
+	late := nora
+	late.Timeout = time.Millisecond
+	if _, err := r.forge.Forge(t.Context(), late); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "wait for the forges before it") {
+		t.Errorf("one more than %d: %v", n, err)
+	}
+	close(release)
+	all.Wait()
+	late.Timeout = 0
+	r.onBeat = nil
+	if _, err := r.forge.Forge(t.Context(), late); err != nil {
+		t.Error(err)
 	}
 }
