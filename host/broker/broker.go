@@ -24,6 +24,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -142,8 +143,9 @@ type Reply struct {
 
 // Send carries one envelope: gate, place and link, record, route, result,
 // record, reply. peer names the connection it came by; timeout bounds the task
-// from its admission. When ctx ends the worker is asked to end the task; its
-// result is recorded all the same.
+// from its admission. When ctx ends the worker is asked to end the task, unless
+// the cause is worker.ErrUnavailable: then it is the host that ends, and the
+// worker goes on. The result is recorded all the same.
 func (b *Broker) Send(ctx context.Context, peer string, env *workerv1.Envelope, timeout time.Duration) (Reply, error) {
 	timeout, err := checkTimeout(timeout)
 	if err != nil {
@@ -193,9 +195,16 @@ func (b *Broker) await(ctx context.Context, d *delivery, w worker.Worker) (Reply
 	case <-d.told:
 		return d.reply(w)
 	case <-ctx.Done():
+		if errors.Is(context.Cause(ctx), worker.ErrUnavailable) {
+			return Reply{}, hostEnds(d)
+		}
 		b.cancelTask(d.attempt())
 		return Reply{}, ctx.Err()
 	case <-b.ctx.Done():
-		return Reply{}, fmt.Errorf("host ends; the next one records the result of envelope %s: %w", d.EnvelopeID, worker.ErrUnavailable)
+		return Reply{}, hostEnds(d)
 	}
+}
+
+func hostEnds(d *delivery) error {
+	return fmt.Errorf("host ends; the next one records the result of envelope %s: %w", d.EnvelopeID, worker.ErrUnavailable)
 }
