@@ -139,7 +139,8 @@ func (h *Host) Run(ctx context.Context) (err error) {
 	return g.Wait()
 }
 
-// recover ends open forges and retirements and takes over the living workers.
+// recover settles open forges, upgrades and retirements and takes over the workers
+// that exist.
 func (h *Host) recover(ctx context.Context) error {
 	started := record.Entry{At: h.startedAt, Kind: record.HostStarted, Reason: "version " + h.Version}
 	if err := h.note(ctx, started); err != nil {
@@ -174,8 +175,8 @@ func (h *Host) adopt(ctx context.Context, w worker.Worker) {
 		return // could not be settled now; the forge tries again
 	}
 	h.ports.rebind(ctx, w)
-	h.broker.Attach(w, h.stage.Dir(w.Serial))
 	if w.State == worker.StateLive || w.State == worker.StateRestarting {
+		h.broker.Attach(w, h.stage.Dir(w.Serial))
 		h.supervisor.Keep(w)
 	}
 	h.mirrors.changed(w.Serial)

@@ -53,6 +53,9 @@ func (h *Host) portHealth(serial worker.Serial) ports.Health {
 		TasksInFlight: health.InFlight, TasksDone: health.Done, TasksFailed: health.Failed, RSSBytes: health.RSSBytes,
 	}
 	p.Ready = p.Live && view.VaultIntegrity
+	if w.State != worker.StateLive {
+		p.Reason = string(w.State)
+	}
 	if root, err := h.stage.OpenRoot(serial); err == nil {
 		defer root.Close()
 		p.IdentityJSON, _ = root.ReadFile(identity.File) // a missing one shows in the vault's integrity

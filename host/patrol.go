@@ -30,7 +30,7 @@ func (h *Host) patrol(ctx context.Context) error {
 			continue
 		}
 		for _, w := range workers {
-			if w.State == worker.StateForging || w.State == worker.StateRetiring || ctx.Err() != nil {
+			if w.State == worker.StateForging || w.State == worker.StateUpgrading || w.State == worker.StateRetiring || ctx.Err() != nil {
 				continue
 			}
 			fault := h.integrity.fault(ctx, w)

@@ -26,14 +26,15 @@ type Config struct {
 	// Socket is the path of the control socket, of any length. Its folder exists
 	// and is closed to group and others. A socket that is there is taken for a
 	// dead host's and replaced: the caller holds the lock of the data folder.
-	Socket  string
-	Forger  Forger
-	Workers Workers
-	Sender  Sender
-	Clients Clients
-	Host    Host
-	Backups Backuper
-	Logger  hclog.Logger
+	Socket    string
+	Forger    Forger
+	Lifecycle Lifecycle
+	Workers   Workers
+	Sender    Sender
+	Clients   Clients
+	Host      Host
+	Backups   Backuper
+	Logger    hclog.Logger
 }
 
 // Server is the control API on its socket. Callers may connect from New on;

@@ -199,8 +199,10 @@ func (g *Gate) recipient(ctx context.Context, recipient string) (worker.Worker, 
 		return worker.Worker{}, worker.Refuse(RecipientRetired, "worker %s is %s", serial, w.State)
 	case w.State == worker.StateForging:
 		return worker.Worker{}, worker.Refuse(RecipientUnknown, "no worker %s on this host yet", serial)
-	case w.State == worker.StateFailed:
-		return worker.Worker{}, worker.Refuse(Unavailable, "worker %s is %s", serial, w.State)
+	case w.State == worker.StateFailed || w.State == worker.StateStopped:
+		return worker.Worker{}, worker.Hint(worker.Refuse(Unavailable, "worker %s is %s", serial, w.State), "run dals-host start "+w.Name)
+	case w.State == worker.StateUpgrading:
+		return worker.Worker{}, worker.Hint(worker.Refuse(Unavailable, "worker %s is %s", serial, w.State), "send again in a moment")
 	}
 	return w, nil
 }

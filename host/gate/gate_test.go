@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -21,10 +22,12 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const (
-	liveSerial    = worker.Serial("DMN-TP-1-0000abcd-00001")
-	retiredSerial = worker.Serial("DMN-TP-1-0000abcd-00002")
-	failedSerial  = worker.Serial("DMN-TP-1-0000abcd-00003")
-	echoSchema    = `{"type":"object","properties":{"message":{"type":"string"}},"required":["message"],"additionalProperties":false}`
+	liveSerial      = worker.Serial("DMN-TP-1-0000abcd-00001")
+	retiredSerial   = worker.Serial("DMN-TP-1-0000abcd-00002")
+	failedSerial    = worker.Serial("DMN-TP-1-0000abcd-00003")
+	stoppedSerial   = worker.Serial("DMN-TP-1-0000abcd-00004")
+	upgradingSerial = worker.Serial("DMN-TP-1-0000abcd-00005")
+	echoSchema      = `{"type":"object","properties":{"message":{"type":"string"}},"required":["message"],"additionalProperties":false}`
 )
 
 // world is the host that a gate stands in: real envelopes and keys, tables for
@@ -51,6 +54,10 @@ func (w *world) Worker(_ context.Context, s worker.Serial) (worker.Worker, error
 		return worker.Worker{Serial: s, State: worker.StateRetired}, nil
 	case failedSerial:
 		return worker.Worker{Serial: s, State: worker.StateFailed}, nil
+	case stoppedSerial:
+		return worker.Worker{Serial: s, Name: "nora", State: worker.StateStopped}, nil
+	case upgradingSerial:
+		return worker.Worker{Serial: s, State: worker.StateUpgrading}, nil
 	}
 	return worker.Worker{}, fmt.Errorf("worker %s: %w", s, worker.ErrNotFound)
 }
@@ -153,6 +160,7 @@ func TestAdmit(t *testing.T) {
 		edit     func(*workerv1.Header)
 		spoil    func(*workerv1.Envelope)
 		code     string
+		hint     string
 		recorded bool // an entry of its own, in the sender's name
 	}{
 		{name: "admitted", client: "nora", payload: good},
@@ -172,6 +180,14 @@ func TestAdmit(t *testing.T) {
 		{
 			name: "failed recipient", client: "nora", payload: good, code: Unavailable,
 			edit: func(h *workerv1.Header) { h.Recipient = string(failedSerial) },
+		},
+		{
+			name: "stopped recipient", client: "nora", payload: good, code: Unavailable, hint: "dals-host start nora",
+			edit: func(h *workerv1.Header) { h.Recipient = string(stoppedSerial) },
+		},
+		{
+			name: "upgrading recipient", client: "nora", payload: good, code: Unavailable,
+			edit: func(h *workerv1.Header) { h.Recipient = string(upgradingSerial) },
 		},
 		{
 			name: "pool", client: "nora", payload: good, code: RecipientUnknown,
@@ -216,6 +232,9 @@ func TestAdmit(t *testing.T) {
 			a, err := g.Admit(t.Context(), "uid=0", env)
 			if code := codeOf(err); code != test.code {
 				t.Fatalf("code %q, want %q (%v)", code, test.code, err)
+			}
+			if !strings.Contains(worker.HintOf(err), test.hint) {
+				t.Errorf("hint %q, want %q", worker.HintOf(err), test.hint)
 			}
 			if test.code == "" && a.Worker.Serial != liveSerial {
 				t.Fatalf("admitted %+v", a)

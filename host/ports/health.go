@@ -8,8 +8,9 @@ import (
 
 // Health is what the host knows of a worker, as its port shows it.
 type Health struct {
-	Live           bool // heartbeats arrive
-	Ready          bool // live, and its vault is whole: it takes envelopes
+	Live           bool   // heartbeats arrive
+	Ready          bool   // live, and its vault is whole: it takes envelopes
+	Reason         string // why it is not live, in a word; empty where none is known
 	IdentityJSON   []byte
 	VaultIntegrity bool
 	LastHeartbeat  time.Time // zero before the first

@@ -1,6 +1,7 @@
 package ports
 
 import (
+	"cmp"
 	"errors"
 	"net"
 	"net/http"
@@ -118,9 +119,9 @@ func (l *Listener) answer(w http.ResponseWriter, path string) {
 	case path == "/healthz" && h.Live, path == "/readyz" && h.Ready:
 		send(w, text, []byte("ok\n"))
 	case path == "/healthz":
-		http.Error(w, "no sign of life", http.StatusServiceUnavailable)
+		http.Error(w, cmp.Or(h.Reason, "no sign of life"), http.StatusServiceUnavailable)
 	case path == "/readyz":
-		http.Error(w, "not ready", http.StatusServiceUnavailable)
+		http.Error(w, cmp.Or(h.Reason, "not ready"), http.StatusServiceUnavailable)
 	case path == "/metrics":
 		send(w, "text/plain; version=0.0.4; charset=utf-8", h.metrics())
 	case path == "/identity" && len(h.IdentityJSON) > 0:

@@ -290,6 +290,8 @@ func TestAnswers(t *testing.T) {
 		{nil, "/identity", 503, "no identity yet\n"},
 		{nil, "/metrics", 200, "dals_worker_live 0\n"},
 		{&Health{Live: true}, "/healthz", 200, "ok\n"},
+		{&Health{Reason: "stopped"}, "/healthz", 503, "stopped\n"},
+		{&Health{Reason: "stopped"}, "/readyz", 503, "stopped\n"},
 		{&Health{Live: true}, "/readyz", 503, "not ready\n"},
 		{&well, "/healthz", 200, "ok\n"},
 		{&well, "/readyz", 200, "ok\n"},
