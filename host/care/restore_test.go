@@ -336,7 +336,7 @@ func TestEveryByteCounts(t *testing.T) {
 	}
 	named := map[string]int{}
 	for at := range data {
-		if at > 4096 && at < len(data)-8192 && rand.IntN(8) > 0 { // all of the ends, a part of the middle
+		if at > 1024 && at < len(data)-2048 && rand.IntN(24) > 0 { // all of the ends, a part of the middle
 			continue
 		}
 		damaged := bytes.Clone(data)
