@@ -78,6 +78,7 @@ type Host struct {
 	listener   net.Listener // of --http; nil without
 	integrity  *integrity
 	mirrors    *mirrors
+	collecting sync.Mutex // held by a collection of garbage
 
 	closers []func() error // in the order of opening
 	ready   chan struct{}

@@ -72,7 +72,8 @@ one is a signed envelope that the host checks, records and routes.`,
 		serveCommand(a), downCommand(a), typesCommand(a), pluginsCommand(a),
 		forgeCommand(a), workersCommand(a), workerCommand(a), retireCommand(a),
 		sendCommand(a), logsCommand(a), vaultCommand(a), verifyCommand(a),
-		clientCommand(a), backupCommand(a), restoreCommand(a), recoverCommand(a), doctorCommand(a), versionCommand(a),
+		clientCommand(a), backupCommand(a), restoreCommand(a), recoverCommand(a), gcCommand(a),
+		doctorCommand(a), versionCommand(a),
 	)
 	return root
 }

@@ -34,6 +34,7 @@ type Config struct {
 	Clients   Clients
 	Host      Host
 	Backups   Backuper
+	Collector Collector
 	Logger    hclog.Logger
 }
 

@@ -111,8 +111,9 @@ type UIDRange struct{ Low, High int }
 type Forge struct {
 	Config
 	turns  turn.Keys[string] // by name
-	frozen sync.RWMutex      // held for reading by whatever changes workers
-	slots  chan struct{}     // full when no more workers may be in the making
+	leases leases
+	frozen sync.RWMutex  // held for reading by whatever changes workers
+	slots  chan struct{} // full when no more workers may be in the making
 }
 
 // forgesPerCPU bounds how many workers are in the making at a time: beyond a few
@@ -170,8 +171,9 @@ type job struct {
 	listener  *ports.Listener
 	folder    *stage.Stage
 	startedAt time.Time
-	logged    int64 // the size of the worker's log then
-	why       error // while undoing: what failed
+	logged    int64  // the size of the worker's log then
+	why       error  // while undoing: what failed
+	release   func() // gives back the lease of the binary
 }
 
 type step struct {
@@ -236,6 +238,7 @@ func (f *Forge) Forge(ctx context.Context, r Request) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
+	defer j.release()
 	if err := f.holdJobTo(ctx, r.PlanHash, j); err != nil {
 		return Result{}, err
 	}

@@ -59,6 +59,7 @@ func (f *Forge) Plan(ctx context.Context, r Request) (Plan, error) {
 	if err != nil {
 		return Plan{}, err
 	}
+	defer j.release()
 	if j.worker.ImageDigest, err = f.Launcher.ImageDigest(ctx, j.typ.Image); err != nil {
 		return Plan{}, err
 	}

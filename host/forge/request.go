@@ -30,12 +30,17 @@ func (r Request) check() error {
 }
 
 // newJob checks the request against its type and says what worker it would make.
-// It changes nothing.
-func (f *Forge) newJob(ctx context.Context, r Request) (*job, error) {
-	typ, err := f.Types.Lookup(ctx, r.Type, r.Version)
+// It changes nothing. The caller releases the job.
+func (f *Forge) newJob(ctx context.Context, r Request) (_ *job, err error) {
+	typ, release, err := f.lookup(ctx, r.Type, r.Version)
 	if err != nil {
 		return nil, err
 	}
+	defer func() {
+		if err != nil {
+			release()
+		}
+	}()
 	config, err := configFor(typ, r.Config)
 	if err != nil {
 		return nil, err
@@ -45,7 +50,7 @@ func (f *Forge) newJob(ctx context.Context, r Request) (*job, error) {
 		return nil, err
 	}
 	d := typ.Descriptor
-	return &job{what: "forge", request: r, typ: typ, worker: worker.Worker{
+	return &job{what: "forge", release: release, request: r, typ: typ, worker: worker.Worker{
 		Name: r.Name, Type: d.GetName(), TypeVersion: d.GetVersion(), PluginDigest: typ.Image.Digest,
 		ClassCode: worker.ClassCode(r.ClassCode), Model: worker.NewModelNumber(d.GetFamily(), generation(d.GetVersion())),
 		State: worker.StateForging, Launcher: f.Launcher.Name(), Config: config, RequestSHA256: hash,

@@ -36,6 +36,7 @@ func (f *Forge) Upgrade(ctx context.Context, serial worker.Serial, r UpgradeRequ
 	if err != nil || j == nil {
 		return was, was.TypeVersion, err
 	}
+	defer j.release()
 	// What an earlier upgrade left when it was done.
 	if err := f.Stage.DropAside(serial); err != nil {
 		return was, "", err
@@ -60,15 +61,20 @@ func (f *Forge) Upgrade(ctx context.Context, serial worker.Serial, r UpgradeRequ
 }
 
 // upgradeJob checks the request against the type and says what the worker would
-// become; nil if that is what it is.
-func (f *Forge) upgradeJob(ctx context.Context, was worker.Worker, r UpgradeRequest) (*job, error) {
+// become; nil if that is what it is. The caller releases the job.
+func (f *Forge) upgradeJob(ctx context.Context, was worker.Worker, r UpgradeRequest) (j *job, err error) {
 	if r.Version == was.TypeVersion && len(r.Config) == 0 {
 		return nil, nil // also when that version's file is gone
 	}
-	typ, err := f.Types.Lookup(ctx, was.Type, r.Version)
+	typ, release, err := f.lookup(ctx, was.Type, r.Version)
 	if err != nil {
 		return nil, err
 	}
+	defer func() {
+		if j == nil {
+			release()
+		}
+	}()
 	given, hint := r.Config, ""
 	if len(given) == 0 {
 		given, hint = was.Config, "its own config is kept unless another is given: use --config or --set"
@@ -89,7 +95,7 @@ func (f *Forge) upgradeJob(ctx context.Context, was worker.Worker, r UpgradeRequ
 	if was.State == worker.StateStopped {
 		w.State = worker.StateStopped
 	}
-	return &job{what: "upgrade", request: Request{Name: was.Name}, worker: w, typ: typ, was: was, grace: graceOr(r.Grace)}, nil
+	return &job{what: "upgrade", release: release, request: Request{Name: was.Name}, worker: w, typ: typ, was: was, grace: graceOr(r.Grace)}, nil
 }
 
 // upgradeSteps is the upgrade. The new folder is ready before the old version

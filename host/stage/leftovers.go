@@ -40,6 +40,14 @@ func (s *Store) RemoveStage(name string) error {
 	return nil
 }
 
+// Folders lists the promoted folders of workers.
+func (s *Store) Folders() ([]Leftover, error) {
+	return s.leftovers(instances, func(name string) (worker.Serial, bool) {
+		serial, err := worker.ParseSerial(name)
+		return serial, err == nil
+	})
+}
+
 // Mirrors lists the mirrors of workers.
 func (s *Store) Mirrors() ([]Leftover, error) { return s.leftovers(instances, mirrored) }
 
