@@ -170,8 +170,10 @@ func (g *rig) damage(t *testing.T, how func([]byte) []byte) {
 
 // Whatever happened to the file, all rows come back, and the numbers go on.
 func TestRecoverBringsAllRowsBack(t *testing.T) {
+	t.Parallel()
 	for name, how := range damages {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			g := newRig(t)
 			g.fill()
 			want := read(t, g.registry)
@@ -221,6 +223,7 @@ func TestRecoverBringsAllRowsBack(t *testing.T) {
 
 // A registry that was rolled back is behind its record.
 func TestRecoverRolledBack(t *testing.T) {
+	t.Parallel()
 	g := newRig(t)
 	g.fill()
 	g.publish()
@@ -244,6 +247,7 @@ func TestRecoverRolledBack(t *testing.T) {
 
 // A sound registry is left alone.
 func TestRecoverOfASoundRegistry(t *testing.T) {
+	t.Parallel()
 	g := newRig(t)
 	g.fill()
 	g.close()
@@ -266,6 +270,7 @@ func TestRecoverOfASoundRegistry(t *testing.T) {
 // Recovering twice, with something given and lost in between, gives nothing
 // twice: what an earlier recovery left out stays left out.
 func TestRecoverAgain(t *testing.T) {
+	t.Parallel()
 	g := newRig(t)
 	g.forge("nora")
 	g.close()
@@ -294,6 +299,7 @@ func TestRecoverAgain(t *testing.T) {
 // What was forged after the last checkpoint has a folder and no entry: its
 // numbers are not given again, and somebody is told.
 func TestRecoverSeesUnpublishedWorkers(t *testing.T) {
+	t.Parallel()
 	g := newRig(t)
 	g.forge("nora")
 	g.publish()
@@ -330,6 +336,7 @@ func TestRecoverSeesUnpublishedWorkers(t *testing.T) {
 
 // Every difference between rows, folders and launcher is told.
 func TestRecoverComparesAll(t *testing.T) {
+	t.Parallel()
 	g := newRig(t)
 	names := []string{"changed", "gone", "extra", "link", "mode", "retired", "failed", "dir", "fine"}
 	w := map[string]worker.Worker{}
@@ -405,6 +412,7 @@ func TestRecoverComparesAll(t *testing.T) {
 // A record that is damaged too: nothing without being asked for it, and then
 // what is sound.
 func TestRecoverOfADamagedRecord(t *testing.T) {
+	t.Parallel()
 	g := newRig(t)
 	g.forge("nora")
 	size, err := g.registry.Size(t.Context())
@@ -455,6 +463,7 @@ func TestRecoverOfADamagedRecord(t *testing.T) {
 // A record whose tiles are damaged and whose entries are not loses nothing, and
 // is whole again.
 func TestRecoverMendsTiles(t *testing.T) {
+	t.Parallel()
 	g := newRig(t)
 	g.fill()
 	g.close()
@@ -474,6 +483,7 @@ func TestRecoverMendsTiles(t *testing.T) {
 }
 
 func TestRecoverWithoutACheckpoint(t *testing.T) {
+	t.Parallel()
 	g := newRig(t)
 	g.close()
 	g.must(os.Remove(g.at("record/checkpoint")))
@@ -491,6 +501,7 @@ func TestRecoverWithoutACheckpoint(t *testing.T) {
 
 // Replay knows every kind that there is.
 func TestReplayKnowsEveryKind(t *testing.T) {
+	t.Parallel()
 	source, err := os.ReadFile("../record/entry.go")
 	if err != nil {
 		t.Fatal(err)

@@ -38,6 +38,7 @@ func empty(t testing.TB) string {
 
 // A restored folder is the one that was backed up, but for what is not in it.
 func TestRestoreBringsBack(t *testing.T) {
+	t.Parallel()
 	g := newRig(t)
 	nora, otto, dora := g.forge("nora"), g.forge("otto"), g.forge("dora")
 	g.turn(otto, record.Retire, worker.StateRetired, "")
@@ -114,6 +115,7 @@ func lastEntry(t *testing.T, r *registry.Registry) (last record.Entry) {
 
 // What was given before the restore, and after the backup, is not given again.
 func TestRestoreLeavesNumbersOut(t *testing.T) {
+	t.Parallel()
 	g := newRig(t)
 	g.forge("nora")
 	data, _ := g.backup(passphrase)
@@ -139,6 +141,7 @@ func TestRestoreLeavesNumbersOut(t *testing.T) {
 }
 
 func TestRestoreWithoutKeys(t *testing.T) {
+	t.Parallel()
 	g := newRig(t)
 	nora := g.forge("nora")
 	bare, h := g.backup("")
@@ -188,6 +191,7 @@ func TestRestoreWithoutKeys(t *testing.T) {
 
 // One worker's trouble does not keep the others out of a backup.
 func TestBackupOfADamagedWorker(t *testing.T) {
+	t.Parallel()
 	g := newRig(t)
 	nora, otto := g.forge("nora"), g.forge("otto")
 	g.must(os.Remove(g.at("workers/instances/" + string(nora.Serial) + "/config.json")))
@@ -211,6 +215,7 @@ func TestBackupOfADamagedWorker(t *testing.T) {
 
 // A backup while workers come and go is of one moment.
 func TestBackupWhileForging(t *testing.T) {
+	t.Parallel()
 	g := newRig(t)
 	for i := range 3 {
 		g.forge(fmt.Sprint("w", i))
@@ -242,6 +247,7 @@ func TestBackupWhileForging(t *testing.T) {
 
 // A target that is refused is as it was.
 func TestRestoreRefusesTargets(t *testing.T) {
+	t.Parallel()
 	g := newRig(t)
 	g.forge("nora")
 	data, _ := g.backup(passphrase)
@@ -293,6 +299,7 @@ func TestRestoreRefusesTargets(t *testing.T) {
 
 // A fork: a checkpoint of as many entries, but of others.
 func TestRestoreRefusesAFork(t *testing.T) {
+	t.Parallel()
 	g := newRig(t)
 	g.forge("nora")
 	data, _ := g.backup(passphrase)
@@ -311,6 +318,7 @@ func TestRestoreRefusesAFork(t *testing.T) {
 // A registry that does not support its own checkpoint is refused, though its
 // host signed it so.
 func TestRestoreRefusesAnUnsupportedHead(t *testing.T) {
+	t.Parallel()
 	g := newRig(t)
 	g.forge("nora")
 	source := g.source(passphrase)
@@ -328,6 +336,7 @@ func TestRestoreRefusesAnUnsupportedHead(t *testing.T) {
 
 // Any changed byte, anywhere, is refused, and so is any missing end.
 func TestEveryByteCounts(t *testing.T) {
+	t.Parallel()
 	g := newRig(t)
 	g.forge("nora")
 	data, h := g.backup(passphrase)
@@ -383,6 +392,7 @@ func TestEveryByteCounts(t *testing.T) {
 
 // Who can seal a backup cannot sign one.
 func TestRestoreWantsTheHostsSignature(t *testing.T) {
+	t.Parallel()
 	g := newRig(t)
 	g.forge("nora")
 	data, _ := g.backup(passphrase)
@@ -441,6 +451,7 @@ func rewrite(t *testing.T, data []byte, change func(*Header), keys *keyring.Keyr
 // Names that lead out of the folder, links and devices never get past the
 // header or the reader.
 func TestArchiveRefusesHostileParts(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{
 		"", "/etc/passwd", "../x", "workers/../x", "workers/DMN-TP-1-deadbeef-00000", "workers/DMN-TP-1-deadbeef-00000/", "workers/DMN-TP-1-deadbeef-00000/../../x",
 		"workers/DMN-TP-1-deadbeef-00000//x", "workers/DMN-TP-1-deadbeef-00000/a/./b", "workers/DMN-TP-1-deadbeef-00000/a\\b", "workers/DMN-TP-1-deadbeef-00000/a\x00b",
@@ -496,6 +507,7 @@ func retype(t *testing.T, data []byte, name string, kind byte) []byte {
 }
 
 func TestSecrets(t *testing.T) {
+	t.Parallel()
 	want := secrets{"keys/host.seed": []byte("seed"), "workers/DMN-TP-1-deadbeef-00000/certs/worker.key": []byte("key")}
 	sealed, err := want.seal(passphrase, 2)
 	if err != nil {
