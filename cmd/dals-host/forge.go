@@ -24,28 +24,32 @@ func forgeCommand(a *app) *cobra.Command {
 		configFile string
 		settings   []string
 		listTypes  bool
+		count      int
 	)
 	cmd := &cobra.Command{
 		Use:   "forge --type TYPE --name NAME --class-code CODE",
-		Short: "Forge one worker",
+		Short: "Forge a worker, or many",
 		Long: `Forge one worker: numbers, port, key, certificate, files and signed manifest, then
 its container, until its first heartbeat; or nothing at all. The same command
-again finds the worker that it made. Another request for a taken name fails.`,
+again finds the worker that it made. Another request for a taken name fails.
+
+With --count K it forges NAME-1 to NAME-K, several at a time. What can be made is
+made, also when others fail or the command is interrupted; then it exits with 3 and
+lists what is missing. --json gives {"made": [...], "failed": [...]}.`,
 		Example: `  dals-host forge --list-types
   dals-host forge --type template --name nora --class-code A1 --dry-run
   dals-host forge --type template --name nora --class-code A1
   dals-host forge --type template --name nora --class-code A1 --plan-hash p1-…
+  dals-host forge --type template --name crowd --class-code A1 --count 200
+  dals-host forge --like nora --name tom
   dals-host forge --type ledger --name books --class-code 300.100.000 --set max_record_bytes=4096`,
 		Args: exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if listTypes {
 				return a.listTypes(cmd.Context())
 			}
-			if err := needs(cmd, "type", "name", "class-code"); err != nil {
+			if err := checkForge(cmd, request, count); err != nil {
 				return err
-			}
-			if request.Timeout < 0 {
-				return usagef("--timeout %s is negative", request.Timeout)
 			}
 			config, err := a.readConfig(configFile, settings)
 			if err != nil {
@@ -54,7 +58,12 @@ again finds the worker that it made. Another request for a taken name fails.`,
 			if config != nil {
 				request.Config = config
 			}
-			return a.with(cmd.Context(), func(c *client.Client) error { return a.forge(cmd.Context(), c, request) })
+			return a.with(cmd.Context(), func(c *client.Client) error {
+				if cmd.Flags().Changed("count") {
+					return a.forgeMany(cmd.Context(), c, request, count)
+				}
+				return a.forge(cmd.Context(), c, request)
+			})
 		},
 	}
 	flags := cmd.Flags()
@@ -68,8 +77,32 @@ again finds the worker that it made. Another request for a taken name fails.`,
 	flags.StringVar(&request.PlanHash, "plan-hash", "", "forge only what a dry run with this plan `HASH` said")
 	flags.BoolVar(&listTypes, "list-types", false, "list the worker types instead")
 	flags.DurationVar(&request.Timeout, "timeout", 0, "bound on the whole forge (default the host's)")
+	flags.IntVar(&count, "count", 0, fmt.Sprintf("forge `K` workers, NAME-1 to NAME-K (up to %d)", maxCount))
+	flags.StringVar(&request.Like, "like", "", "type, version, class code and config of this `WORKER`, where no others are given")
+	flags.BoolVar(&request.NoStart, "no-start", false, "leave the worker stopped")
 	completeFlag(cmd, "type", a.typeNames)
+	completeFlag(cmd, "like", a.workerNames)
 	return cmd
+}
+
+// checkForge says what is wrong with the flags.
+func checkForge(cmd *cobra.Command, r client.ForgeRequest, count int) error {
+	required := []string{"type", "name", "class-code"}
+	if r.Like != "" {
+		required = []string{"name"}
+	}
+	if err := needs(cmd, required...); err != nil {
+		return err
+	}
+	if cmd.Flags().Changed("count") {
+		switch {
+		case count < 1 || count > maxCount:
+			return usagef("--count %d is not from 1 to %d", count, maxCount)
+		case r.DryRun || r.PlanHash != "":
+			return usagef("a plan is of one worker: leave out --count, or --dry-run and --plan-hash")
+		}
+	}
+	return notNegative("timeout", r.Timeout)
 }
 
 func (a *app) forge(ctx context.Context, c *client.Client, r client.ForgeRequest) error {

@@ -70,7 +70,8 @@ one is a signed envelope that the host checks, records and routes.`,
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
 	root.AddCommand(
 		serveCommand(a), downCommand(a), typesCommand(a), pluginsCommand(a),
-		forgeCommand(a), workersCommand(a), workerCommand(a), retireCommand(a),
+		forgeCommand(a), workersCommand(a), workerCommand(a),
+		stopCommand(a), startCommand(a), restartCommand(a), upgradeCommand(a), retireCommand(a),
 		sendCommand(a), logsCommand(a), vaultCommand(a), verifyCommand(a),
 		clientCommand(a), backupCommand(a), restoreCommand(a), recoverCommand(a), gcCommand(a),
 		doctorCommand(a), versionCommand(a),
