@@ -3,6 +3,7 @@ package e2e
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"errors"
@@ -68,6 +69,7 @@ func launchers(t *testing.T, test func(t *testing.T, h *host)) {
 type host struct {
 	t        testing.TB
 	launcher string
+	binary   string   // empty for the usual one
 	flags    []string // of serve
 	in       string   // where the data folder is made; empty for the usual place
 	dir      string
@@ -113,7 +115,7 @@ func (h *host) setup() {
 func (h *host) start() {
 	h.t.Helper()
 	args := append([]string{"--data-dir", h.dir, "--log-level", "debug", "serve", "--launcher", h.launcher}, h.flags...)
-	h.cmd = exec.Command(filepath.Join(bin, "dals-host"), args...)
+	h.cmd = exec.Command(cmp.Or(h.binary, filepath.Join(bin, "dals-host")), args...)
 	h.cmd.Stderr, h.cmd.ExtraFiles = h.log, h.extra
 	stdout, err := h.cmd.StdoutPipe()
 	if err != nil {
