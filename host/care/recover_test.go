@@ -171,15 +171,16 @@ func (g *rig) damage(t *testing.T, how func([]byte) []byte) {
 // Whatever happened to the file, all rows come back, and the numbers go on.
 func TestRecoverBringsAllRowsBack(t *testing.T) {
 	t.Parallel()
+	filled := newRig(t)
+	filled.fill()
+	want := read(t, filled.registry)
+	size, err := filled.registry.Size(t.Context())
+	filled.must(err)
+	filled.close()
 	for name, how := range damages {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			g := newRig(t)
-			g.fill()
-			want := read(t, g.registry)
-			size, err := g.registry.Size(t.Context())
-			g.must(err)
-			g.close()
+			g := filled.copy(t)
 			g.damage(t, how)
 			damaged, _ := os.ReadFile(g.at("registry.db"))
 

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
@@ -100,6 +101,17 @@ func (g *rig) close() {
 	g.t.Helper()
 	g.publish()
 	g.must(g.registry.Close())
+}
+
+// copy is a rig over a copy of the folder of one that was closed.
+func (g *rig) copy(t testing.TB) *rig {
+	t.Helper()
+	c := *g
+	c.t, c.dir = t, filepath.Join(t.TempDir(), "data")
+	if said, err := exec.Command("cp", "-a", g.dir, c.dir).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, said)
+	}
+	return &c
 }
 
 func (g *rig) publish() { g.t.Helper(); g.must(g.log.Publish(g.t.Context())) }
