@@ -89,6 +89,7 @@ func (a *app) examine(ctx context.Context) ([]finding, error) {
 		{"file system", func() finding { return checkFileSystem(dir) }},
 		{"operator key", func() finding { return a.checkKey(ctx) }},
 		{"host", func() finding { return a.checkHost(ctx) }},
+		{"workers", func() finding { return a.checkWorkers(ctx) }},
 	} {
 		f := check.find()
 		f.Check = check.name
