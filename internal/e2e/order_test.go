@@ -24,17 +24,22 @@ import (
 // again, give its seed: -rapid.seed.
 func TestAnyOrder(t *testing.T) {
 	t.Parallel()
-	rapidly(t, 3, 40)
+	rapidly(t, 3, 30)
 	rapid.Check(t, func(rt *rapid.T) {
-		m := &model{host: newHost(t, "process"), live: map[string]string{}, ever: map[string]bool{}, done: map[string]int{}}
+		m := &model{host: newHost(t, "process"), live: map[string]string{}, stopped: map[string]bool{}, ever: map[string]bool{}, done: map[string]int{}}
 		actions := map[string]func(*rapid.T){"": func(*rapid.T) { m.check() }}
 		for name, act := range map[string]func(*rapid.T){
-			"forge":             m.forgeOne,
-			"forge again":       m.forgeAgain,
-			"retire":            m.retire,
-			"restart host":      func(*rapid.T) { m.restart(syscall.SIGTERM) },
-			"kill host":         func(*rapid.T) { m.restart(syscall.SIGKILL) },
-			"kill host forging": m.killForging,
+			"forge":              m.forgeOne,
+			"forge again":        m.forgeAgain,
+			"retire":             m.retire,
+			"forge, no start":    m.forgeStopped,
+			"stop":               m.stop,
+			"start":              m.startWorker,
+			"restart":            m.restartWorker,
+			"restart host":       func(*rapid.T) { m.restart(syscall.SIGTERM) },
+			"kill host":          func(*rapid.T) { m.restart(syscall.SIGKILL) },
+			"kill host forging":  m.killForging,
+			"kill host changing": m.killChanging,
 		} {
 			actions[name] = func(rt *rapid.T) { act(rt); m.done[name]++ }
 		}
@@ -67,18 +72,56 @@ func rapidly(t *testing.T, checks, steps int) {
 // model is what there must be on a host.
 type model struct {
 	*host
-	live  map[string]string // serials by name
-	ever  map[string]bool   // all serials and ledger codes that were given
-	voids int               // at most: a host that was killed may not have begun
-	done  map[string]int    // how often each thing was done
+	live    map[string]string // serials by name, also of the stopped
+	stopped map[string]bool   // by name
+	ever    map[string]bool   // all serials and ledger codes that were given
+	voids   int               // at most: a host that was killed may not have begun
+	done    map[string]int    // how often each thing was done
 }
 
-func (m *model) forgeOne(rt *rapid.T) {
+// free draws a name that nobody has.
+func (m *model) free(rt *rapid.T) string {
 	name := rapid.SampledFrom([]string{"ada", "ben", "cleo"}).Draw(rt, "name")
 	if _, taken := m.live[name]; taken {
 		rt.Skip("taken")
 	}
-	m.made(m.forge(name, "template"))
+	return name
+}
+
+func (m *model) forgeOne(rt *rapid.T) { m.made(m.forge(m.free(rt), "template")) }
+
+func (m *model) forgeStopped(rt *rapid.T) {
+	name := m.free(rt)
+	made, err := m.client.Forge(m.t.Context(), client.ForgeRequest{Name: name, Type: "template", ClassCode: "A1", NoStart: true})
+	if err != nil || made.State != "stopped" {
+		m.t.Fatalf("%+v, %v\n%s", made.Worker, err, m.log)
+	}
+	m.made(made.Worker)
+	m.stopped[name] = true
+}
+
+func (m *model) stop(rt *rapid.T) {
+	name := m.one(rt)
+	if _, err := m.client.Stop(m.t.Context(), name, time.Second); err != nil {
+		m.t.Fatalf("%v\n%s", err, m.log)
+	}
+	m.stopped[name] = true
+}
+
+func (m *model) startWorker(rt *rapid.T) {
+	name := m.one(rt)
+	if _, err := m.client.Start(m.t.Context(), name, 0); err != nil {
+		m.t.Fatalf("%v\n%s", err, m.log)
+	}
+	m.stopped[name] = false
+}
+
+func (m *model) restartWorker(rt *rapid.T) {
+	name := m.one(rt)
+	if _, err := m.client.Restart(m.t.Context(), name, time.Second, 0); err != nil {
+		m.t.Fatalf("%v\n%s", err, m.log)
+	}
+	m.stopped[name] = false
 }
 
 // made takes a worker into the model; all its numbers must be new.
@@ -117,6 +160,7 @@ func (m *model) retire(rt *rapid.T) {
 		m.t.Fatalf("%v\n%s", err, m.log)
 	}
 	delete(m.live, name)
+	delete(m.stopped, name)
 }
 
 // restart ends the host by a signal and starts it again.
@@ -138,18 +182,9 @@ func (m *model) killForging(rt *rapid.T) {
 	if _, taken := m.live[name]; taken {
 		rt.Skip("taken")
 	}
-	moment := time.Duration(rapid.IntRange(0, 150).Draw(rt, "milliseconds")) * time.Millisecond
-	ctx, cancel := context.WithCancel(m.t.Context())
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
+	m.killWhile(rt, func(ctx context.Context) {
 		_, _ = m.client.Forge(ctx, client.ForgeRequest{Name: name, Type: "template", ClassCode: "A1"})
-	}()
-	time.Sleep(moment) // the moment is the point
-	m.kill()
-	cancel()
-	<-ended
-	m.start()
+	})
 	m.voids++
 	w, err := m.client.Worker(m.t.Context(), name)
 	switch {
@@ -157,6 +192,54 @@ func (m *model) killForging(rt *rapid.T) {
 		m.made(w.Worker)
 	case err != nil && codeOf(err) != client.CodeNotFound:
 		m.t.Fatal(err)
+	}
+}
+
+// killWhile kills the host at some moment of a call, and starts it again.
+func (m *model) killWhile(rt *rapid.T, call func(context.Context)) {
+	m.t.Helper()
+	moment := time.Duration(rapid.IntRange(0, 150).Draw(rt, "milliseconds")) * time.Millisecond
+	ctx, cancel := context.WithCancel(m.t.Context())
+	ended := make(chan struct{})
+	go func() { defer close(ended); call(ctx) }()
+	time.Sleep(moment) // the moment is the point
+	m.kill()
+	cancel()
+	<-ended
+	m.host.start()
+}
+
+// killChanging kills the host at some moment of a change to a worker: the change
+// was made, or was not.
+func (m *model) killChanging(rt *rapid.T) {
+	name := m.one(rt)
+	change := rapid.SampledFrom([]string{"retire", "stop", "start", "restart"}).Draw(rt, "change")
+	m.killWhile(rt, func(ctx context.Context) {
+		switch change {
+		case "retire":
+			_, _ = m.client.Retire(ctx, name, time.Second)
+		case "stop":
+			_, _ = m.client.Stop(ctx, name, time.Second)
+		case "start":
+			_, _ = m.client.Start(ctx, name, 0)
+		case "restart":
+			_, _ = m.client.Restart(ctx, name, time.Second, 0)
+		}
+	})
+	before, now := "running", m.worker(name).State
+	if m.stopped[name] {
+		before = "stopped"
+	}
+	if now == "live" || now == "restarting" {
+		now = "running"
+	}
+	after := map[string]string{"retire": "retired", "stop": "stopped", "start": "running", "restart": "running"}[change]
+	if now != before && now != after {
+		m.t.Fatalf("%s was %s, and is %s after a %s that was cut off\n%s", name, before, now, change, m.log)
+	}
+	m.stopped[name] = now == "stopped"
+	if now == "retired" {
+		delete(m.live, name)
 	}
 }
 
@@ -170,6 +253,9 @@ func (m *model) check() {
 	found := map[string]string{}
 	for _, w := range workers {
 		found[w.WorkerName] = w.WorkerSerial
+		if m.stopped[w.WorkerName] != (w.State == "stopped") {
+			m.t.Fatalf("%s is %s\n%s", w.WorkerName, w.State, m.log)
+		}
 	}
 	if !maps.Equal(found, m.live) {
 		m.t.Fatalf("workers %v, want %v\n%s", found, m.live, m.log)

@@ -130,25 +130,29 @@ func TestKilledAtAnyMoment(t *testing.T) {
 	})
 }
 
-// settled checks that what runs is what the registry says lives, once each.
+// settled checks that what runs is what the registry says lives, once each, and
+// nothing of what is stopped.
 func (h *host) settled() {
 	h.t.Helper()
-	h.eventually("all workers are live", func() error {
+	h.eventually("all workers are live or stopped", func() error {
 		workers, err := h.client.Workers(h.t.Context(), client.WorkerFilter{})
 		if err != nil {
 			return err
 		}
 		serials, ports := map[string]bool{}, map[int]bool{}
 		for _, w := range workers {
-			if w.State != "live" || !w.VaultIntegrity {
+			processes := 1
+			if w.State == "stopped" {
+				processes = 0
+			} else if w.State != "live" || !w.VaultIntegrity {
 				return fmt.Errorf("worker %s is %s: %s %s", w.WorkerName, w.State, w.StateReason, w.VaultFault)
 			}
 			if serials[w.WorkerSerial] || ports[w.Port] {
 				h.t.Fatalf("number twice: %+v", w)
 			}
 			serials[w.WorkerSerial], ports[w.Port] = true, true
-			if n := len(h.pids(w.WorkerSerial)); n != 1 {
-				return fmt.Errorf("worker %s has %d processes", w.WorkerName, n)
+			if n := len(h.pids(w.WorkerSerial)); n != processes {
+				return fmt.Errorf("worker %s is %s and has %d processes", w.WorkerName, w.State, n)
 			}
 		}
 		for pid, text := range processes() {
