@@ -166,6 +166,7 @@ type job struct {
 	worker    worker.Worker // as it shall be
 	was       worker.Worker // of an upgrade: as it is
 	grace     time.Duration // of an upgrade: for the old version to end
+	within    time.Duration // of an upgrade: for the new one to become healthy
 	opened    bool          // of an upgrade: its journal was
 	typ       Type
 	listener  *ports.Listener

@@ -81,26 +81,36 @@ func (f *Forge) Restart(ctx context.Context, serial worker.Serial, grace, timeou
 		return w, err
 	}
 	defer done()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), graceOr(grace)+Request{Timeout: timeout}.timeout())
-	defer cancel()
+	ctx = context.WithoutCancel(ctx)
+	within := Request{Timeout: timeout}.timeout()
 	if w.State == worker.StateStopped || w.State == worker.StateFailed {
+		ctx, cancel := context.WithTimeout(ctx, within)
+		defer cancel()
 		return f.startStopped(ctx, w)
 	}
 	if w, err = f.turnTo(ctx, w, worker.StateRestarting, "", "somebody asked for it"); err != nil {
 		return w, fmt.Errorf("record: %w", err)
 	}
 	f.Keeper.Release(serial)
-	err = f.Launcher.Stop(ctx, serial, graceOr(grace))
-	if err == nil {
-		err = f.bringUp(ctx, w)
-	}
-	if err != nil {
+	if err := f.restart(ctx, w, graceOr(grace), within); err != nil {
 		w.StateReason = err.Error()
-		f.Sessions.Attach(w, f.Stage.Dir(serial))
-		f.Keeper.Keep(w)
+		f.keepRestarting(w)
 		return w, worker.Hint(fmt.Errorf("%w; the host goes on trying", err), hintOr(err, "read its log: dals-host logs "+w.Name))
 	}
 	return f.goLive(ctx, w, record.WorkerRestarted, "somebody asked for it")
+}
+
+// restart ends a worker and brings it up. Its session stays: what the worker has
+// done meanwhile it offers again.
+func (f *Forge) restart(ctx context.Context, w worker.Worker, grace, within time.Duration) error {
+	ending, cancel := context.WithTimeout(ctx, grace+stopLimit)
+	defer cancel()
+	if err := f.Launcher.Stop(ending, w.Serial, grace); err != nil {
+		return fmt.Errorf("stop: %w", err)
+	}
+	ctx, cancel = context.WithTimeout(ctx, within)
+	defer cancel()
+	return f.bringUp(ctx, w)
 }
 
 func hintOr(err error, hint string) string {

@@ -41,7 +41,7 @@ func (f *Forge) Upgrade(ctx context.Context, serial worker.Serial, r UpgradeRequ
 	if err := f.Stage.DropAside(serial); err != nil {
 		return was, "", err
 	}
-	within, cancel := context.WithTimeout(ctx, j.grace+Request{Timeout: r.Timeout}.timeout())
+	within, cancel := context.WithTimeout(ctx, j.grace+stopLimit+readyLimit+j.within)
 	defer cancel()
 	if err := f.run(within, j, f.upgradeSteps()); err != nil {
 		err = worker.Hint(err, hintOr(err, "read its log: dals-host logs "+was.Name))
@@ -59,6 +59,10 @@ func (f *Forge) Upgrade(ctx context.Context, serial worker.Serial, r UpgradeRequ
 	f.Changed(serial)
 	return j.worker, was.TypeVersion, nil
 }
+
+// readyLimit bounds how long the files and the container of a new version may
+// take to be made.
+const readyLimit = time.Minute
 
 // upgradeJob checks the request against the type and says what the worker would
 // become; nil if that is what it is. The caller releases the job.
@@ -95,7 +99,7 @@ func (f *Forge) upgradeJob(ctx context.Context, was worker.Worker, r UpgradeRequ
 	if was.State == worker.StateStopped {
 		w.State = worker.StateStopped
 	}
-	return &job{what: "upgrade", release: release, request: Request{Name: was.Name}, worker: w, typ: typ, was: was, grace: graceOr(r.Grace)}, nil
+	return &job{what: "upgrade", release: release, request: Request{Name: was.Name}, worker: w, typ: typ, was: was, grace: graceOr(r.Grace), within: Request{Timeout: r.Timeout}.timeout()}, nil
 }
 
 // upgradeSteps is the upgrade. The new folder is ready before the old version
@@ -114,7 +118,7 @@ func (f *Forge) upgradeSteps() []step {
 		{name: "take over state", do: f.takeOver},
 		{name: "replace container", do: f.replace, undo: f.remove},
 		{name: "start", do: f.start, undo: f.stop},
-		{name: "await heartbeat", do: f.awaitHeartbeat, undo: f.detach},
+		{name: "await heartbeat", do: f.awaitInTime, undo: f.detach},
 		{name: "stop again", do: f.stopAgain},
 		{name: "record", do: f.recordUpgrade},
 	}

@@ -119,6 +119,14 @@ func (f *Forge) replace(ctx context.Context, j *job) error {
 	return f.create(ctx, j)
 }
 
+// awaitInTime bounds the wait for the first heartbeat alone: what comes before it
+// takes the time that it takes.
+func (f *Forge) awaitInTime(ctx context.Context, j *job) error {
+	ctx, cancel := context.WithTimeout(ctx, j.within)
+	defer cancel()
+	return f.awaitHeartbeat(ctx, j)
+}
+
 // stopAgain ends a worker that was stopped before.
 func (f *Forge) stopAgain(ctx context.Context, j *job) error {
 	if j.worker.State != worker.StateStopped {
