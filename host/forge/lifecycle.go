@@ -226,6 +226,9 @@ func (f *Forge) turnTo(ctx context.Context, w worker.Worker, to worker.State, ki
 		if to != worker.StateLive {
 			w.StateReason = record.Text(why)
 		}
+		if kind == record.WorkerRestarted {
+			w.Restarts++
+		}
 		if err = tx.UpdateWorker(w); err == nil && entry != nil {
 			_, err = tx.Append(entry)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/dals-host/dals-host/host/registry"
@@ -28,7 +29,7 @@ func (f *Forge) Recover(ctx context.Context) error {
 			errs = append(errs, f.settle(ctx, w))
 		}
 	}
-	return errors.Join(append(errs, f.endStopped(ctx), f.dropAsides(ctx))...)
+	return errors.Join(append(errs, f.endStopped(ctx), f.settleAsides(ctx))...)
 }
 
 // endStopped ends the workers that run and are not to.
@@ -52,8 +53,8 @@ func (f *Forge) endStopped(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// dropAsides removes the old folders that finished upgrades have left.
-func (f *Forge) dropAsides(ctx context.Context) error {
+// settleAsides removes the old folders that finished upgrades have left.
+func (f *Forge) settleAsides(ctx context.Context) error {
 	left, err := f.Stage.Asides()
 	if err != nil {
 		return err
@@ -64,10 +65,37 @@ func (f *Forge) dropAsides(ctx context.Context) error {
 			if w.State == worker.StateUpgrading {
 				return nil
 			}
-			return f.Stage.DropAside(serial)
+			return f.settleAside(ctx, w)
 		}))
 	}
 	return errors.Join(errs...)
+}
+
+// settleAside removes the old folder of a worker whose folder is the one that the
+// registry knows. Where the old one is, because the registry was lost in the
+// middle of an upgrade, it is put back; nothing else is ever removed.
+func (f *Forge) settleAside(ctx context.Context, w worker.Worker) error {
+	if w.State == worker.StateRetired || isFolderOf(f.Stage.OpenRoot, w) == nil {
+		return f.Stage.DropAside(w.Serial)
+	}
+	if err := isFolderOf(f.Stage.OpenAside, w); err != nil {
+		return fmt.Errorf("neither folder of worker %s is the one that the registry knows: %w", w.Name, err)
+	}
+	f.Logger.Warn("putting back the folder that the registry knows", "worker", w.Name, "serial", w.Serial)
+	if err := f.end(ctx, w, 0); err != nil {
+		return err
+	}
+	return f.Stage.PutBack(w.Serial, kept...)
+}
+
+// isFolderOf says whether a folder's manifest is the one that the registry knows.
+func isFolderOf(open func(worker.Serial) (*os.Root, error), w worker.Worker) error {
+	root, err := open(w.Serial)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	return isManifestOf(root, w)
 }
 
 // inTurn does something about a worker as it is when its turn comes. Of one that

@@ -227,9 +227,15 @@ func (j *job) outcome() worker.State {
 // transaction.
 func (f *Forge) record(ctx context.Context, j *job) error {
 	j.worker.State = j.outcome()
-	entries := []record.Entry{{Kind: record.Forge, Worker: record.FieldsOf(j.worker)}}
-	if j.worker.State == worker.StateStopped {
-		entries = append(entries, record.Entry{Kind: record.WorkerStopped, Worker: record.NameOf(j.worker)})
+	return f.commit(ctx, j.worker, record.Entry{Kind: record.Forge, Worker: record.FieldsOf(j.worker)})
+}
+
+// commit writes a worker's row and the entry that tells of all its fields: what it
+// tells of is live, so one that is stopped is told of once more.
+func (f *Forge) commit(ctx context.Context, w worker.Worker, e record.Entry) error {
+	entries := []record.Entry{e}
+	if w.State == worker.StateStopped {
+		entries = append(entries, record.Entry{Kind: record.WorkerStopped, Worker: record.NameOf(w)})
 	}
 	lines := make([][]byte, len(entries))
 	for i, e := range entries {
@@ -240,7 +246,7 @@ func (f *Forge) record(ctx context.Context, j *job) error {
 		}
 	}
 	return f.Registry.Update(context.WithoutCancel(ctx), func(tx *registry.Tx) error {
-		if err := tx.UpdateWorker(j.worker); err != nil {
+		if err := tx.UpdateWorker(w); err != nil {
 			return err
 		}
 		for _, line := range lines {

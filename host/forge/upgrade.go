@@ -181,17 +181,7 @@ func (f *Forge) closeUpgrade(ctx context.Context, j *job) error {
 // recordUpgrade is the commit point: the row says what the worker has become, and
 // the record with it, in one transaction.
 func (f *Forge) recordUpgrade(ctx context.Context, j *job) error {
-	entry, err := record.Entry{At: time.Now(), Kind: record.Upgrade, Worker: record.FieldsOf(j.worker), Reason: "from " + j.was.TypeVersion}.Encode()
-	if err != nil {
-		return err
-	}
-	return f.Registry.Update(context.WithoutCancel(ctx), func(tx *registry.Tx) error {
-		if err := tx.UpdateWorker(j.worker); err != nil {
-			return err
-		}
-		_, err := tx.Append(entry)
-		return err
-	})
+	return f.commit(ctx, j.worker, record.Entry{Kind: record.Upgrade, Worker: record.FieldsOf(j.worker), Reason: "from " + j.was.TypeVersion})
 }
 
 // comeBack runs the version that an undone upgrade has put back, if it ran

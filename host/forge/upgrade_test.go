@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/dals-host/dals-host/host/record"
+	"github.com/dals-host/dals-host/host/registry"
 	"github.com/dals-host/dals-host/host/worker"
 	"github.com/dals-host/dals-host/sdk/identity"
 	"github.com/dals-host/dals-host/sdk/manifest"
@@ -143,6 +144,12 @@ func TestUpgrade(t *testing.T) {
 			}
 			entries := r.entries()
 			last := entries[len(entries)-1]
+			if state == worker.StateStopped {
+				if last.Kind != record.WorkerStopped {
+					t.Errorf("entry %+v", last)
+				}
+				last = entries[len(entries)-2]
+			}
 			if last.Kind != record.Upgrade || last.Worker.Version != "2.0.0" || last.Worker.ManifestSHA256 != w.ManifestSHA256 || last.Reason != "from 1.2.3" {
 				t.Errorf("entry %+v", last)
 			}
@@ -255,6 +262,37 @@ func (r *rig) breakUpgrade(was worker.Worker, i int, broken func(func(context.Co
 		if err := r.forge.comeBack(ctx, was, j.why); err != nil {
 			r.t.Fatal(err)
 		}
+	}
+}
+
+// TestRegistryLostInAnUpgrade: the registry was made again, from the record, while
+// the worker's folder was aside. What the registry knows is put back, and what it
+// does not know is left alone.
+func TestRegistryLostInAnUpgrade(t *testing.T) {
+	t.Parallel()
+	r, was := upgradable(t, worker.StateLive)
+	r.upgradeSteps(was, "start")
+	r.set(was.Serial, worker.StateLive, "")
+	r.recovered()
+	r.isVersion(was, "1.2.3")
+	if len(r.launcher.running) != 0 {
+		t.Errorf("left: %v", r.launcher.running)
+	}
+
+	r, was = upgradable(t, worker.StateLive)
+	r.upgradeSteps(was, "start")
+	err := r.registry.Update(t.Context(), func(tx *registry.Tx) error {
+		was.ManifestSHA256 = "another"
+		return tx.UpdateWorker(was)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.forge.Recover(t.Context()); err == nil || !strings.Contains(err.Error(), "neither folder of worker nora") {
+		t.Error(err)
+	}
+	if left, err := r.stage.Asides(); err != nil || len(left) != 1 {
+		t.Errorf("left aside: %v, %v", left, err)
 	}
 }
 

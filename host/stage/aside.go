@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path"
 
 	"github.com/dals-host/dals-host/host/internal/failpoint"
@@ -128,6 +129,14 @@ func (s *Store) DropAside(serial worker.Serial) error {
 		return fmt.Errorf("drop old folder of %s: %w", serial, err)
 	}
 	return nil
+}
+
+// OpenAside opens a worker's old folder, as OpenRoot does its own.
+func (s *Store) OpenAside(serial worker.Serial) (*os.Root, error) {
+	if _, err := worker.ParseSerial(string(serial)); err != nil {
+		return nil, fmt.Errorf("find folder: %w", err)
+	}
+	return s.openRoot(path.Join(aside, string(serial)), serial)
 }
 
 // Asides are the workers whose old folder is aside.

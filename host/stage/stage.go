@@ -76,6 +76,10 @@ func (s *Store) OpenRoot(serial worker.Serial) (*os.Root, error) {
 	if err != nil {
 		return nil, err
 	}
+	return s.openRoot(name, serial)
+}
+
+func (s *Store) openRoot(name string, serial worker.Serial) (*os.Root, error) {
 	root, err := s.root.OpenRoot(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("open folder of %s: %w", serial, worker.ErrNotFound)
