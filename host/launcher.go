@@ -44,7 +44,7 @@ func pickLauncher(ctx context.Context, c Config, hostID string, living []worker.
 	if err != nil {
 		return nil, "", fmt.Errorf("open %s launcher: %w", name, err)
 	}
-	return launcher, reason, nil
+	return withPoints(launcher), reason, nil
 }
 
 func decideLauncher(ctx context.Context, asked string, living []worker.Worker) (name, reason string, err error) {
