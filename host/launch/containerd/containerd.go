@@ -121,7 +121,7 @@ func New(ctx context.Context, cfg Config) (*Launcher, error) {
 	if err := l.checkServer(ctx); err != nil {
 		return nil, l.abandon(ctx, err)
 	}
-	if err := sweepRootfs(l.rootfsDir()); err != nil {
+	if err := errors.Join(l.sweepLeases(ctx), sweepRootfs(l.rootfsDir())); err != nil {
 		return nil, l.abandon(ctx, err)
 	}
 	return l, nil

@@ -16,6 +16,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
@@ -232,6 +233,20 @@ func openImage(image launch.Image) (*os.File, imageBlobs, error) {
 		return nil, imageBlobs{}, errors.Join(err, binary.Close())
 	}
 	return binary, blobs, nil
+}
+
+// sweepLeases deletes what an earlier host held while it wrote an image and did
+// not live to let go: the blobs that no image names go with it.
+func (l *Launcher) sweepLeases(ctx context.Context) error {
+	service := l.client.LeasesService()
+	left, err := service.List(ctx)
+	for _, lease := range left {
+		err = errors.Join(err, service.Delete(ctx, lease, leases.SynchronousDelete))
+	}
+	if err != nil {
+		return fmt.Errorf("sweep leases: %w", family(err))
+	}
+	return nil
 }
 
 // writeImage stores the blobs, each held by the one that names it and all by
