@@ -143,6 +143,7 @@ func (h *Host) Run(ctx context.Context) (err error) {
 // recover settles open forges, upgrades and retirements and takes over the workers
 // that exist.
 func (h *Host) recover(ctx context.Context) error {
+	h.mirrorLastRetired(ctx)
 	started := record.Entry{At: h.startedAt, Kind: record.HostStarted, Reason: "version " + h.Version}
 	if err := h.note(ctx, started); err != nil {
 		h.Logger.Error("start not recorded", "error", err)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/dals-host/dals-host/host/control"
+	"github.com/dals-host/dals-host/host/record"
 	"github.com/dals-host/dals-host/host/worker"
 	"github.com/dals-host/dals-host/sdk/client"
 )
@@ -82,4 +83,49 @@ func (h *Host) mirror(ctx context.Context, serial worker.Serial) {
 	if err != nil {
 		h.Logger.Warn("worker file not written", "serial", serial, "error", err)
 	}
+}
+
+// lastMoment is longer than a host takes to write a mirror that is due.
+const lastMoment = time.Minute
+
+// mirrorLastRetired has the mirrors written again of the workers that were
+// retired in the last moment of the host before, which may not have come to it.
+// Those that are not retired are all looked at anyway.
+func (h *Host) mirrorLastRetired(ctx context.Context) {
+	err := h.eachLastEntry(ctx, func(e record.Entry) {
+		if e.Kind == record.Retire {
+			h.mirrors.changed(e.Worker.Serial)
+		}
+	})
+	if err != nil {
+		h.Logger.Warn("workers' files not compared with the last entries", "error", err)
+	}
+}
+
+// eachLastEntry reads the entries of the moment before the newest.
+func (h *Host) eachLastEntry(ctx context.Context, read func(record.Entry)) error {
+	size, err := h.registry.Size(ctx)
+	if err != nil || size == 0 {
+		return err
+	}
+	var end time.Time
+	for group, err := range h.registry.Groups(ctx, size-1) {
+		if err != nil {
+			return err
+		}
+		end = group.At
+	}
+	for group, err := range h.registry.GroupsSince(ctx, end.Add(-lastMoment)) {
+		if err != nil {
+			return err
+		}
+		for _, line := range group.Entries {
+			e, err := record.Decode(line)
+			if err != nil {
+				return err
+			}
+			read(e)
+		}
+	}
+	return nil
 }
