@@ -45,12 +45,18 @@ test: ## Install what the tests need (Debian, root), build, vet and test everyth
 
 .PHONY: test-as-root
 test-as-root:
-	@scripts/setup-containerd.sh cc=gcc,libc6-dev
+	@scripts/setup-containerd.sh cc=gcc,libc6-dev strace=strace
 	@$(MAKE) build plugins
 	$(GO) vet ./...
 	@mkdir -p .tmp
-	CGO_ENABLED=1 $(GO) test -race -shuffle=on -count=1 -timeout=10m ./... | tee .tmp/test.log
+	DALS_CRASH_TABLE='$(CURDIR)/.tmp/crash.txt' CGO_ENABLED=1 $(GO) test -race -shuffle=on -count=1 -timeout=15m ./... | tee .tmp/test.log
 	@grep -q '^ok .*s$$' .tmp/test.log || { echo 'make test: no test ran' >&2; exit 1; }
+	@cat .tmp/crash.txt
+
+.PHONY: crash
+crash: ## Kill the host at every failpoint, and print the table
+	@scripts/setup-containerd.sh strace=strace
+	CGO_ENABLED=0 $(GO) test -count=1 -timeout=15m -v ./internal/crash
 
 .PHONY: lint
 lint: ## Run golangci-lint and buf lint (tools are built once and cached)

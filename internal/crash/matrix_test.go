@@ -1,0 +1,304 @@
+package crash
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/dals-host/dals-host/sdk/client"
+)
+
+// TestMatrix kills the host at every point that an operation passes, each
+// listed by a traced run of it, and starts the next host on the same folder:
+// whatever the point, what is there is whole, and nothing else is.
+func TestMatrix(t *testing.T) {
+	table := &table{}
+	t.Cleanup(func() { table.print(t) })
+	for _, launcher := range []string{"process", "containerd"} {
+		t.Run(launcher, func(t *testing.T) {
+			t.Parallel()
+			m := newMatrix(t, launcher, table)
+			for _, op := range operations {
+				m.all(op)
+			}
+			if launcher == "containerd" {
+				m.all(imaging)
+			}
+			for _, op := range recoveries {
+				m.allStarts(op)
+			}
+		})
+	}
+}
+
+// matrix is one host, killed again and again.
+type matrix struct {
+	*host
+	table  *table
+	before *lockedBuffer // the log of the host before
+}
+
+func newMatrix(t *testing.T, launcher string, table *table) *matrix {
+	t.Helper()
+	m := &matrix{host: newHost(t, launcher, "template", "rogue"), table: table, before: &lockedBuffer{}}
+	m.boot(nil)
+	m.registered(2)
+	m.mustForge("nora", "template") // the first of its type makes the image
+	return m
+}
+
+// next starts the next host, armed for a point. An empty one is none.
+func (m *matrix) next(point string) {
+	m.t.Helper()
+	m.before = m.log
+	m.boot([]string{"DALS_FAILPOINT=" + point})
+}
+
+// operation is something that a host is asked for and dies over.
+type operation struct {
+	name string
+	// first is the point from which the operation's own count.
+	first string
+	// from, if not empty, begins the names of the first of those that are tried:
+	// those before it are another operation's.
+	from string
+	// upto, if not empty, begins the name of the last that is tried.
+	upto string
+	// ready brings about what the operation needs, on the host that will die.
+	ready func(*matrix) error
+	// run ends as it should, or loses its host.
+	run func(*matrix) error
+	// steps are the names of the operation's steps, each with two points. They
+	// come from elsewhere than the trace.
+	steps func(*matrix) []string
+}
+
+// all lists the points of an operation and dies at each.
+func (m *matrix) all(op operation) {
+	m.t.Helper()
+	began := time.Now()
+	points := m.points(op)
+	m.complete(op, points)
+	m.kill()
+	m.next(points[0])
+	for i, point := range points {
+		next := ""
+		if i+1 < len(points) {
+			next = points[i+1]
+		}
+		err := m.die(op)
+		m.next(next)
+		m.judge(op.name, point, errors.Join(err, m.sound()))
+	}
+	m.table.took(op.name, m.launcher, time.Since(began))
+}
+
+// judge counts a point, and tells of one that failed.
+func (m *matrix) judge(operation, point string, err error) {
+	m.t.Helper()
+	m.table.add(operation, m.launcher, err)
+	if err == nil {
+		return
+	}
+	m.t.Errorf("%s, killed at %s: %v\nthe host that died:\n%s\nthe next host:\n%s", operation, point, err, tail(m.before), tail(m.log))
+	// What an unsound point left must not be the next one's.
+	workers, _ := m.client.Workers(m.t.Context(), client.WorkerFilter{})
+	for _, w := range workers {
+		_ = m.retire(w.WorkerSerial)
+	}
+}
+
+func tail(log *lockedBuffer) string {
+	text := log.String()
+	return text[max(0, len(text)-5000):]
+}
+
+// points are those that a run of the operation passes, with those that it
+// causes in the background: NAME#N@FIRST is the N-th hit of NAME in it.
+func (m *matrix) points(op operation) []string {
+	m.t.Helper()
+	trace := filepath.Join(m.t.TempDir(), "trace")
+	m.kill()
+	m.boot([]string{"DALS_FAILPOINT_TRACE=" + trace})
+	if err := errors.Join(op.ready(m), m.atRest()); err != nil {
+		m.t.Fatalf("%s: %v\n%s", op.name, err, m.log)
+	}
+	if err := op.run(m); err != nil {
+		m.t.Fatalf("%s: %v\n%s", op.name, err, m.log)
+	}
+	names := quiet(m.t, trace)
+	first := lastIndex(names, op.first)
+	if first < 0 {
+		m.t.Fatalf("%s: the trace has no point %s: %q", op.name, op.first, names)
+	}
+	points, own := []string(nil), op.from == ""
+	for _, p := range numbered(names[first+1:]) {
+		own = own || strings.HasPrefix(p, op.from)
+		if own {
+			points = append(points, p+"@"+op.first)
+		}
+		if op.upto != "" && strings.HasPrefix(p, op.upto) {
+			break
+		}
+	}
+	if len(points) == 0 {
+		m.t.Fatalf("%s: no points in %q", op.name, names)
+	}
+	return points
+}
+
+// numbered makes each name NAME#N, where it is the N-th of its name.
+func numbered(names []string) []string {
+	hits := map[string]int{}
+	points := make([]string, len(names))
+	for i, name := range names {
+		hits[name]++
+		points[i] = fmt.Sprintf("%s#%d", name, hits[name])
+	}
+	return points
+}
+
+// quiet is the trace once nothing was added to it for a while: what an operation
+// leaves for later has come then.
+func quiet(t testing.TB, trace string) []string {
+	t.Helper()
+	var text []byte
+	for still := time.Now(); time.Since(still) < 1200*time.Millisecond; time.Sleep(20 * time.Millisecond) {
+		now, err := os.ReadFile(trace)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(now) != len(text) {
+			text, still = now, time.Now()
+		}
+	}
+	return strings.Split(strings.TrimSpace(string(text)), "\n")
+}
+
+func lastIndex(names []string, name string) int {
+	for i, n := range slices.Backward(names) {
+		if n == name {
+			return i
+		}
+	}
+	return -1
+}
+
+// complete checks that every step of the operation has its two points.
+func (m *matrix) complete(op operation, points []string) {
+	m.t.Helper()
+	if op.steps == nil {
+		return
+	}
+	steps := op.steps(m)
+	for _, step := range steps {
+		for _, when := range []string{"before", "after"} {
+			if !slices.Contains(points, step+"/"+when+"#1@"+op.first) {
+				m.t.Errorf("%s: there is no point %s/%s among %q", op.name, step, when, points)
+			}
+		}
+	}
+	if len(steps) == 0 || len(points) < 2*len(steps) {
+		m.t.Errorf("%s: %d points for %d steps", op.name, len(points), len(steps))
+	}
+}
+
+// atRest waits until nothing goes on in the background any more: the next points
+// are the operation's own.
+func (m *matrix) atRest() error {
+	return within(10*time.Second, func() error {
+		if err := m.mirrored(); err != nil {
+			return err
+		}
+		s, err := m.client.Status(m.t.Context())
+		if err == nil && s.CheckpointSize != s.RecordSize {
+			err = fmt.Errorf("%d of %d entries are published", s.CheckpointSize, s.RecordSize)
+		}
+		return err
+	})
+}
+
+// mirrored says whether every worker is what it is going to be, and its file
+// tells so.
+func (m *matrix) mirrored() error {
+	workers, err := m.client.Workers(m.t.Context(), client.WorkerFilter{Retired: true})
+	for _, w := range workers {
+		if w.State != "live" && w.State != "stopped" && w.State != "retired" {
+			return fmt.Errorf("worker %s is %s", w.WorkerName, w.State)
+		}
+		text, err := os.ReadFile(filepath.Join(m.dir, "workers", "instances", "worker_"+w.WorkerSerial+".json"))
+		if err != nil || !strings.Contains(string(text), fmt.Sprintf("%q: %q", "state", w.State)) {
+			return fmt.Errorf("the file of worker %s does not say that it is %s; %w", w.WorkerName, w.State, err)
+		}
+	}
+	return err
+}
+
+// die runs the operation until the host has died over it.
+func (m *matrix) die(op operation) error {
+	var last error
+	for range 2 { // the record's files that go depend on its size: some points come with every other run
+		if err := errors.Join(op.ready(m), m.atRest()); err != nil {
+			last = fmt.Errorf("make ready: %w", err)
+			break
+		}
+		last = op.run(m)
+		if dead, err := m.died(1500 * time.Millisecond); dead {
+			return err
+		}
+		if last != nil {
+			break
+		}
+	}
+	m.kill()
+	return fmt.Errorf("the host did not come to the point: %w", errors.Join(errors.New("it lived on"), last))
+}
+
+// recovery is a start that dies over what an earlier host left.
+type recovery struct {
+	name string
+	op   operation // which was killed
+	at   string    // at that point
+}
+
+// allStarts lists the points of a start after a crash and dies at each: the
+// start after that has to bring it to an end.
+func (m *matrix) allStarts(r recovery) {
+	m.t.Helper()
+	began := time.Now()
+	trace := filepath.Join(m.t.TempDir(), "trace")
+	at := r.at + "#1@" + r.op.first
+	m.kill()
+	m.next(at)
+	if err := m.die(r.op); err != nil {
+		m.t.Fatalf("%s: %v\n%s", r.name, err, m.log)
+	}
+	m.boot([]string{"DALS_FAILPOINT_TRACE=" + trace})
+	points := numbered(quiet(m.t, trace))
+	if end := slices.IndexFunc(points, func(p string) bool { return strings.HasPrefix(p, "control/") }); end >= 0 {
+		points = points[:end]
+	}
+	m.kill()
+	m.next(at)
+	for _, point := range points {
+		err := m.die(r.op)
+		if err == nil && m.spawn([]string{"DALS_FAILPOINT=" + point}) {
+			// Ready: the point comes in the background, or not at all.
+			var dead bool
+			if dead, err = m.died(1500 * time.Millisecond); !dead {
+				m.kill()
+				err = errors.New("the host did not come to the point")
+			}
+		} else if err == nil {
+			_, err = m.died(time.Second)
+		}
+		m.next(at)
+		m.judge(r.name, point, errors.Join(err, m.sound()))
+	}
+	m.table.took(r.name, m.launcher, time.Since(began))
+}
