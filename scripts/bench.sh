@@ -9,6 +9,8 @@ PATH=$PATH:/usr/sbin:/sbin
 
 echo '== forging: complete forges against ctr run -d of the same containers'
 go test -run '^$' -bench '^BenchmarkForge$' -benchtime "${ROUNDS:-5}x" -timeout 30m ./internal/e2e
+echo '== forging under the process launcher: dry runs and complete forges, 1 and 8 callers'
+go test -run '^$' -bench '^BenchmarkForgeRate$' -benchtime "${ROUNDS:-5}x" -timeout 30m ./internal/e2e
 echo '== cold start: a killed host is replaced, workers registered and a fifth of them running'
 go test -run '^$' -bench '^BenchmarkColdStart$' -benchtime "${ROUNDS:-5}x" -timeout 30m ./internal/e2e
 echo '== the registry: committed updates against plain SQLite inserts'

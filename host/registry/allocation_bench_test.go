@@ -55,10 +55,8 @@ func allocate(b *testing.B, r *Registry, n int) time.Duration {
 	began := time.Now()
 	for i := range n {
 		w := &made[i]
-		*w = worker.Worker{
-			Name: fmt.Sprintf("new-%d", i), Type: "template", TypeVersion: "1.0.0", ClassCode: "A1", Model: "DMN-TP-1",
-			Port: 20_000 + i, State: worker.StateForging, Launcher: "process", CreatedAt: time.Now(), Config: []byte(`{"greeting":"hello"}`),
-		}
+		*w = benchWorker(fmt.Sprintf("new-%d", i))
+		w.Port = 20_000 + i
 		if _, err := r.WorkerByName(b.Context(), w.Name); err != nil && !errors.Is(err, worker.ErrNotFound) {
 			b.Fatal(err)
 		}
