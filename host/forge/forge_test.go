@@ -161,11 +161,20 @@ func TestForge(t *testing.T) {
 	if err != nil || !again.Existed || again.Worker.Serial != w.Serial {
 		t.Errorf("again: %+v, %v", again, err)
 	}
+	same := nora
+	same.Version, same.Config = "1.2.3", []byte(` { "greeting" : "hello" } `)
+	if again, err := r.forge.Forge(t.Context(), same); err != nil || !again.Existed || again.Worker.Serial != w.Serial {
+		t.Errorf("the same in other words: %+v, %v", again, err)
+	}
 	for want, edit := range map[string]func(*Request){
 		"class_code is A1, asked for B2":                              func(r *Request) { r.ClassCode = "B2" },
 		`config is {"greeting":"hello"}, asked for {"greeting":"hi"}`: func(r *Request) { r.Config = []byte(`{"greeting":"hi"}`) },
 		"worker_type is template, asked for ledger":                   func(r *Request) { r.Type = "ledger" },
 		"type_version is 1.2.3, asked for 2.0.0":                      func(r *Request) { r.Version = "2.0.0" },
+		`config is {"greeting":"hello"}, asked for {"x":1}`:           func(r *Request) { r.Config = []byte(`{"x":1}`) },
+		`another request: type_version is 1.2.3, asked for 2.0.0; class_code is A1, asked for B2; config is {"greeting":"hello"}, asked for {"greeting":"hi"}: conflict`: func(r *Request) {
+			r.Version, r.ClassCode, r.Config = "2.0.0", "B2", []byte(`{"greeting":"hi"}`)
+		},
 	} {
 		other := nora
 		edit(&other)

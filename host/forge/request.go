@@ -146,7 +146,7 @@ func (r Request) hash() (string, error) {
 }
 
 // existing finds the worker that the same request made before. A worker of that
-// name from another request is a conflict.
+// name from another request is a conflict that names the differing fields.
 func (f *Forge) existing(ctx context.Context, r Request) (w worker.Worker, found bool, err error) {
 	hash, err := r.hash()
 	if err != nil {
@@ -161,29 +161,46 @@ func (f *Forge) existing(ctx context.Context, r Request) (w worker.Worker, found
 	case w.State == worker.StateForging || w.State == worker.StateRetiring:
 		return worker.Worker{}, false, worker.Hint(fmt.Errorf("what is left of an earlier worker %s cannot be removed at the moment: %w", w.Name, worker.ErrConflict),
 			"the host tries again every half minute; until then use another name")
-	case w.RequestSHA256 != hash:
-		return worker.Worker{}, false, conflict(w, r)
+	case w.RequestSHA256 == hash:
+		return w, true, nil
 	}
-	return w, true, nil
+	differ := f.differences(ctx, w, r)
+	if len(differ) == 0 { // the same, in other words: the version or a default is spelt out
+		return w, true, nil
+	}
+	return worker.Worker{}, false, worker.Hint(fmt.Errorf("worker %s exists from another request: %s: %w", w.Name, strings.Join(differ, "; "), worker.ErrConflict),
+		"use another name, or retire "+w.Name+" first")
 }
 
-// conflict names the fields in which a request differs from the one that made
-// the worker of its name.
-func conflict(has worker.Worker, asked Request) error {
-	var differ []string
+// differences names the fields in which a request differs from the worker of its
+// name.
+func (f *Forge) differences(ctx context.Context, has worker.Worker, asked Request) (differ []string) {
 	compare := func(field, has, asked string) {
 		if has != asked {
 			differ = append(differ, fmt.Sprintf("%s is %.200s, asked for %.200s", field, has, asked))
 		}
 	}
 	compare("worker_type", has.Type, asked.Type)
-	compare("class_code", string(has.ClassCode), asked.ClassCode)
 	if asked.Version != "" {
 		compare("type_version", has.TypeVersion, asked.Version)
 	}
-	if len(differ) == 0 {
-		compare("config", string(has.Config), string(asked.Config))
+	compare("class_code", string(has.ClassCode), asked.ClassCode)
+	if has.Type == asked.Type {
+		compare("config", string(has.Config), f.configLike(ctx, has, asked.Config))
 	}
-	return worker.Hint(fmt.Errorf("worker %s exists from another request: %s: %w", has.Name, strings.Join(differ, "; "), worker.ErrConflict),
-		"use another name, or retire "+has.Name+" first")
+	return differ
+}
+
+// configLike is what a config would be for a worker of that type and version; as
+// it is given where it does not fit, or the version is gone.
+func (f *Forge) configLike(ctx context.Context, w worker.Worker, given []byte) string {
+	typ, err := f.Types.Lookup(ctx, w.Type, w.TypeVersion)
+	if err != nil {
+		return string(given)
+	}
+	config, err := configFor(typ, given)
+	if err != nil {
+		return string(given)
+	}
+	return string(config)
 }
