@@ -23,8 +23,8 @@ type Plan struct {
 	// and SHA256 are empty for folders, and for files that depend on keys, numbers
 	// or the time of the forge.
 	Files []manifest.Entry
-	// Manifest is the worker's manifest, without its keys, its time, and what
-	// Files does not know. It and Files are absent where nothing would be made.
+	// Manifest is the worker's manifest, without its keys, its port, its time, and
+	// what Files does not know. It and Files are absent where nothing would be made.
 	Manifest *manifest.Manifest
 	Hash     string // of all that decides what would be made, see Request.PlanHash
 }
