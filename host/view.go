@@ -37,15 +37,12 @@ func (b backend) Worker(ctx context.Context, ref string) (control.WorkerDetail, 
 	if descriptor, err := b.plugins.Descriptor(w.PluginDigest); err == nil {
 		d.Tasks = descriptor.GetTasks() // else the plugin is forgotten, with its last worker
 	}
+	// What is missing or cannot be read of them shows in the vault's integrity.
 	root, err := b.stage.OpenRoot(w.Serial)
-	if errors.Is(err, worker.ErrNotFound) {
-		return d, nil
-	}
 	if err != nil {
-		return d, err
+		return d, nil //nolint:nilerr // see above
 	}
 	defer root.Close()
-	// What is missing of them shows in the vault's integrity.
 	d.Identity, _ = root.ReadFile(identity.File)
 	d.Manifest, _ = root.ReadFile(manifest.File)
 	return d, nil
