@@ -99,8 +99,10 @@ func createOnce(path string, data []byte) (created bool, err error) {
 		return false, err
 	}
 	failpoint.Hit("keyring", "sync", "after")
-	// A link, unlike a rename, never replaces.
-	if err := os.Link(tmp.Name(), path); errors.Is(err, fs.ErrExist) {
+	failpoint.Hit("keyring", "link", "before")
+	err = os.Link(tmp.Name(), path) // which, unlike a rename, never replaces
+	failpoint.Hit("keyring", "link", "after")
+	if errors.Is(err, fs.ErrExist) {
 		return false, nil
 	} else if err != nil {
 		return false, err

@@ -133,11 +133,11 @@ func (h *host) boot(env []string, wrap ...string) {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	if h.client, err = client.Dial(h.t.Context(), client.Config{Host: filepath.Join(h.dir, "host.sock"), Key: key}); err != nil {
+	if h.client, err = client.Dial(context.Background(), client.Config{Host: filepath.Join(h.dir, "host.sock"), Key: key}); err != nil {
 		h.t.Fatalf("dial host: %v\n%s", err, h.log)
 	}
 	if h.id == "" {
-		status, err := h.client.Status(h.t.Context())
+		status, err := h.client.Status(context.Background())
 		if err != nil {
 			h.t.Fatal(err)
 		}
@@ -203,16 +203,7 @@ func (h *host) clean() {
 		_ = os.RemoveAll(h.dir)
 		return
 	}
-	if h.client == nil || h.client.Close() != nil || h.isDead() {
-		h.boot(nil)
-		_ = h.client.Close()
-	}
-	down := exec.Command(filepath.Join(bin, "dals-host"), "--data-dir", h.dir, "down", "--timeout", "2s")
-	if text, err := down.CombinedOutput(); err != nil {
-		h.t.Errorf("down: %v: %s\n%s", err, text, h.log)
-		h.kill()
-	}
-	<-h.ended
+	h.down()
 	for pid, text := range processes() {
 		if strings.Contains(text, h.dir) || strings.Contains(text, h.id) {
 			h.t.Errorf("process %d left: %q", pid, text)
@@ -224,6 +215,24 @@ func (h *host) clean() {
 	if err := os.RemoveAll(h.dir); err != nil {
 		h.t.Errorf("remove data folder: %v", err)
 	}
+}
+
+// down ends the host and its workers, if that has not been done.
+func (h *host) down() {
+	h.t.Helper()
+	if h.isDead() && h.cmd.ProcessState.Success() {
+		return
+	}
+	if h.isDead() {
+		h.boot(nil)
+	}
+	_ = h.client.Close()
+	down := exec.Command(filepath.Join(bin, "dals-host"), "--data-dir", h.dir, "down", "--timeout", "2s")
+	if text, err := down.CombinedOutput(); err != nil {
+		h.t.Errorf("down: %v: %s\n%s", err, text, h.log)
+		h.kill()
+	}
+	<-h.ended
 }
 
 func (h *host) isDead() bool {

@@ -1,0 +1,193 @@
+package crash
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// TestEveryDurableWriteHasPoints watches a host by strace, from its first start
+// to its going down: whatever it syncs, renames or links in its data folder lies
+// between the two points of the part that does it. Then it drops each point in
+// turn, and has to notice.
+func TestEveryDurableWriteHasPoints(t *testing.T) {
+	for _, launcher := range []string{"process", "containerd"} {
+		t.Run(launcher, func(t *testing.T) {
+			t.Parallel()
+			events := watched(t, launcher)
+			durable, faults := uncovered(events, "")
+			for _, f := range faults {
+				t.Errorf("no point stands around %s", f)
+			}
+			guards := map[string]int{}
+			for _, e := range events {
+				if point, when := cut(e.point); when == "before" && slices.Contains(slices.Concat(slices.Collect(maps.Values(areas))...), area(point)) {
+					guards[point] = 0
+				}
+			}
+			alone := 0
+			for point := range guards {
+				_, faults := uncovered(events, point)
+				if guards[point] = len(faults); len(faults) > 0 {
+					alone++
+				}
+			}
+			t.Logf("%d durable calls, %d points around them; calls that only this one stands around: %v", durable, len(guards), guards)
+			if durable < 50 || alone < 12 {
+				t.Errorf("%d durable calls, %d points that would be missed: this proves nothing", durable, alone)
+			}
+		})
+	}
+}
+
+// areas are the parts whose points have to stand around what is done to the
+// files below a name in the data folder.
+var areas = map[string][]string{
+	"":            {"registry", "keyring"}, // the folder itself
+	"registry.db": {"registry"},
+	"keys":        {"keyring"},
+	"record":      {"record"},
+	"workers":     {"stage"},
+	"store":       {"catalog"},
+	"process":     {"process"},
+	"containerd":  {"containerd"},
+}
+
+func area(point string) string {
+	a, _, _ := strings.Cut(point, "/")
+	return a
+}
+
+func cut(point string) (name, when string) {
+	i := strings.LastIndexByte(point, '/')
+	return point[:max(i, 0)], point[i+1:]
+}
+
+// event is a line of strace: a point that was hit, or a durable call on a file
+// of the data folder.
+type event struct {
+	point string
+	path  string // relative to the data folder
+	text  string
+}
+
+// uncovered counts the durable calls, and names those around which none of their
+// part's points stands, without the points of the name dropped.
+func uncovered(events []event, dropped string) (durable int, faults []string) {
+	open := map[string]int{} // by area
+	for _, e := range events {
+		if name, when := cut(e.point); e.point != "" {
+			if name != dropped {
+				open[area(name)] += map[string]int{"before": 1, "after": -1}[when]
+			}
+			continue
+		}
+		durable++
+		top, _, _ := strings.Cut(e.path, "/")
+		if strings.HasPrefix(top, "registry.db") {
+			top = "registry.db"
+		}
+		if !slices.ContainsFunc(areas[top], func(a string) bool { return open[a] > 0 }) {
+			faults = append(faults, e.text)
+		}
+	}
+	return durable, faults
+}
+
+// watched runs a host under strace through everything that it is killed over.
+func watched(t *testing.T, launcher string) []event {
+	t.Helper()
+	h := newHost(t, launcher, "template", "rogue")
+	out, trace := filepath.Join(t.TempDir(), "strace"), filepath.Join(t.TempDir(), "trace")
+	h.boot([]string{"DALS_FAILPOINT_TRACE=" + trace}, "strace", "-f", "-b", "execve", "-y", "-s", "200", "-o", out, "-e", "signal=none",
+		"-e", "trace=fsync,fdatasync,sync,syncfs,sync_file_range,rename,renameat,renameat2,link,linkat,write")
+	h.registered(2)
+	m := &matrix{host: h}
+	for _, op := range slices.Concat(operations) {
+		if err := op.ready(m); err != nil {
+			t.Fatalf("%s: %v\n%s", op.name, err, h.log)
+		}
+		if op.first == goingDown.first {
+			quiet(t, trace)
+		}
+		if err := op.run(m); err != nil {
+			t.Fatalf("%s: %v\n%s", op.name, err, h.log)
+		}
+	}
+	<-h.ended
+	text, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return parse(string(text), h.dir, trace)
+}
+
+var (
+	pointHit  = regexp.MustCompile(`^\d+ +write\(\d+<([^>]+)>, "([^"]+)\\n"`)
+	onFile    = regexp.MustCompile(`^\d+ +(?:fsync|fdatasync|syncfs|sync_file_range)\(\d+<([^>]+)>`)
+	twoNames  = regexp.MustCompile(`^\d+ +(?:renameat2?|linkat)\((?:\w+<([^>]*)>), "[^"]*", (?:\w+<([^>]*)>), "([^"]*)"`)
+	plainName = regexp.MustCompile(`^\d+ +(?:rename|link)\("[^"]*", "([^"]*)"`)
+)
+
+// parse keeps what matters of strace's lines, in their order. A call that
+// another thread's line interrupts stands where it began.
+func parse(text, dir, trace string) (events []event) {
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		var path string
+		if hit := pointHit.FindStringSubmatch(line); hit != nil {
+			if hit[1] == trace {
+				events = append(events, event{point: hit[2]})
+			}
+			continue
+		} else if call := onFile.FindStringSubmatch(line); call != nil {
+			path = call[1]
+		} else if call := twoNames.FindStringSubmatch(line); call != nil {
+			if path = call[3]; !filepath.IsAbs(path) {
+				path = filepath.Join(call[2], path)
+			}
+		} else if call := plainName.FindStringSubmatch(line); call != nil {
+			path = call[1]
+		} else if strings.Contains(line, " sync(") {
+			path = dir
+		} else {
+			continue
+		}
+		if below, err := filepath.Rel(dir, path); err == nil && !strings.HasPrefix(below, "..") {
+			events = append(events, event{path: strings.TrimPrefix(below, "."), text: line})
+		}
+	}
+	return events
+}
+
+// TestParse: what strace prints is read as it is meant.
+func TestParse(t *testing.T) {
+	t.Parallel()
+	events := parse(`11 write(4</t/trace>, "stage/sync/before\n", 18) = 18
+12  fsync(9</d/workers/.stage/x> <unfinished ...>
+11  write(2</t/log>, "fsync\n", 6) = 6
+12  <... fsync resumed>)              = 0
+11  fsync(2</elsewhere>) = 0
+11  renameat(5</d/workers>, ".stage/x", 5</d/workers>, "instances/x") = 0
+11  rename("/d/a", "/d/b") = 0
+11  fsync(9</d>) = 0
+`, "/d", "/t/trace")
+	var got []string
+	for _, e := range events {
+		got = append(got, e.point+e.path)
+	}
+	if want := []string{"stage/sync/before", "workers/.stage/x", "workers/instances/x", "b", ""}; !slices.Equal(got, want) {
+		t.Errorf("read %q, want %q", got, want)
+	}
+	if n, faults := uncovered(events, ""); n != 4 || fmt.Sprint(len(faults)) != "2" {
+		t.Errorf("%d durable calls, uncovered %q", n, faults)
+	}
+	if _, faults := uncovered(events, "stage/sync"); len(faults) != 4 {
+		t.Errorf("without the point: uncovered %q", faults)
+	}
+}
