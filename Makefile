@@ -45,7 +45,7 @@ test: ## Install what the tests need (Debian, root), build, vet and test everyth
 
 .PHONY: test-as-root
 test-as-root:
-	@scripts/setup-containerd.sh cc=gcc,libc6-dev strace=strace
+	@scripts/setup-containerd.sh cc=gcc,libc6-dev strace=strace mkfs.ext4=e2fsprogs
 	@$(MAKE) build plugins
 	$(GO) vet ./...
 	@mkdir -p .tmp

@@ -22,6 +22,9 @@ import (
 type backend struct{ *Host }
 
 func (b backend) Forge(ctx context.Context, r control.ForgeRequest) (control.ForgeResult, error) {
+	if err := b.checkRecord(); err != nil {
+		return control.ForgeResult{}, err
+	}
 	made, err := b.forge.Forge(ctx, forge.Request(r))
 	if err != nil {
 		return control.ForgeResult{}, err
@@ -61,6 +64,9 @@ func (b backend) Retire(ctx context.Context, ref string, grace time.Duration) (w
 }
 
 func (b backend) Send(ctx context.Context, r control.SendRequest) (control.SendResult, error) {
+	if err := b.checkRecord(); err != nil {
+		return control.SendResult{}, err
+	}
 	reply, err := b.broker.Send(ctx, r.Peer, r.Envelope, r.Timeout)
 	if err != nil {
 		return control.SendResult{}, err
@@ -151,7 +157,7 @@ func (b backend) Status(ctx context.Context) (control.Status, error) {
 	_, published := b.record.Checkpoint()
 	return control.Status{
 		HostID: b.ID(), Version: b.Version, Launcher: b.launcher.Name(), LauncherReason: b.reason,
-		StartedAt: b.startedAt, RecordSize: size, CheckpointSize: published, Degraded: b.ports.degraded(),
+		StartedAt: b.startedAt, RecordSize: size, CheckpointSize: published, Degraded: append(b.storageFaults(ctx), b.ports.degraded()...),
 	}, nil
 }
 

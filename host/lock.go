@@ -8,11 +8,13 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
 	"github.com/gofrs/flock"
+	"golang.org/x/sys/unix"
 
 	"github.com/dals-host/dals-host/host/worker"
 )
@@ -31,7 +33,12 @@ func (h *Host) lockFolder(ctx context.Context) error {
 	if err := checkOwners(h.paths.data); err != nil {
 		return fmt.Errorf("data folder: %w", err)
 	}
-	if err := os.Chmod(h.paths.data, 0o700); err != nil {
+	// Also where its mode is right: it shows whether the folder can be changed.
+	err := os.Chmod(h.paths.data, 0o700)
+	switch {
+	case errors.Is(err, syscall.EROFS):
+		return worker.Hint(fmt.Errorf("data folder cannot be written: %w", err), "make its file system writable (see mount and dmesg), or use --data-dir")
+	case err != nil:
 		return worker.Hint(fmt.Errorf("close data folder to others: %w", err), "the data folder must belong to the host's user")
 	}
 	h.lock = flock.New(h.paths.lock, flock.SetPermissions(0o600))
@@ -42,11 +49,48 @@ func (h *Host) lockFolder(ctx context.Context) error {
 		return fmt.Errorf("lock data folder: %w", err)
 	}
 	if !locked {
-		return worker.Hint(fmt.Errorf("data folder %s: another host runs on it: %w", h.paths.data, worker.ErrConflict),
+		return worker.Hint(fmt.Errorf("data folder %s: another host%s runs on it: %w", h.paths.data, lockHolder(h.paths.lock), worker.ErrConflict),
 			"use that host, end it with dals-host down, or give another --data-dir")
 	}
 	h.onClose(h.lock.Unlock)
 	return nil
+}
+
+// lockHolder tells which process has the lock, as the kernel lists it; nothing
+// where that cannot be read.
+func lockHolder(path string) string {
+	var st unix.Stat_t
+	locks, err := os.ReadFile("/proc/locks")
+	if err = errors.Join(err, unix.Stat(path, &st)); err != nil {
+		return ""
+	}
+	file := fmt.Sprintf("%02x:%02x:%d", unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino)
+	for line := range strings.Lines(string(locks)) {
+		const kind, pid, what = 1, 4, 5
+		if f := strings.Fields(line); len(f) > what && f[kind] == "FLOCK" && f[what] == file {
+			return fmt.Sprintf(" (pid %s)", f[pid])
+		}
+	}
+	return ""
+}
+
+// listener tells which process listens at a socket; nothing where none says so.
+func listener(address *net.UnixAddr) (who string) {
+	c, err := net.DialUnix("unix", nil, address)
+	if err != nil {
+		return ""
+	}
+	defer c.Close()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return ""
+	}
+	_ = raw.Control(func(fd uintptr) {
+		if peer, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+			who = fmt.Sprintf(" (pid %d)", peer.Pid)
+		}
+	})
+	return who
 }
 
 // checkOwners refuses a data folder that somebody else could swap for another:
@@ -101,7 +145,7 @@ func (h *Host) lockIdentity(ctx context.Context) error {
 		return l, err
 	}, backoff.WithBackOff(backoff.NewConstantBackOff(20*time.Millisecond)), backoff.WithMaxElapsedTime(lockPatience))
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return worker.Hint(fmt.Errorf("host %s runs on another data folder: %w", h.keys.HostID(), worker.ErrConflict),
+		return worker.Hint(fmt.Errorf("host %s%s runs on another data folder: %w", h.keys.HostID(), listener(address), worker.ErrConflict),
 			"this folder is a copy of that host's: end that host first, or give another --data-dir")
 	}
 	if err != nil {

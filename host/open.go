@@ -47,6 +47,7 @@ func firstUIDOf(hostID string) int {
 const (
 	metaOperator = care.MetaOperator
 	metaRecord   = care.MetaRecord
+	metaProbe    = "write_probed"
 )
 
 func (h *Host) openRegistry(ctx context.Context) (err error) {

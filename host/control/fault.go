@@ -1,9 +1,11 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"path"
+	"syscall"
 
 	"github.com/hashicorp/go-hclog"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -63,6 +65,28 @@ var refusals = map[string]struct {
 	"worker_unavailable": {codes.Unavailable, "run dals-host worker to see its state, and send again"},
 }
 
+// storage are the faults of the disk below the host, wherever they come from.
+// They heal without a restart.
+var storage = []struct {
+	errno syscall.Errno
+	hint  string
+}{
+	{syscall.ENOSPC, "free some space where the data folder is; the host goes on by itself"},
+	{syscall.EDQUOT, "raise the quota where the data folder is; the host goes on by itself"},
+	{syscall.EROFS, "the data folder cannot be written any more: see dmesg for why, and make it writable; the host goes on by itself"},
+	{syscall.EIO, "the disk below the data folder fails: see dmesg"},
+}
+
+// storageHint is what to do about a fault of the disk; empty for other errors.
+func storageHint(err error) string {
+	for _, s := range storage {
+		if errors.Is(err, s.errno) {
+			return s.hint
+		}
+	}
+	return ""
+}
+
 // classify finds the gRPC code and the stable reason of an error.
 func classify(err error) (codes.Code, string) {
 	if refusal, ok := errors.AsType[*worker.Refusal](err); ok {
@@ -70,6 +94,9 @@ func classify(err error) (codes.Code, string) {
 			return known.code, refusal.Code
 		}
 		return codes.PermissionDenied, refusal.Code
+	}
+	if storageHint(err) != "" {
+		return codes.Unavailable, "unavailable"
 	}
 	for _, f := range families {
 		if errors.Is(err, f.err) {
@@ -84,10 +111,7 @@ func classify(err error) (codes.Code, string) {
 func toStatus(err error) error {
 	code, reason := classify(err)
 	info := &errdetails.ErrorInfo{Reason: reason, Domain: Domain}
-	hint := worker.HintOf(err)
-	if hint == "" {
-		hint = refusals[reason].hint
-	}
+	hint := cmp.Or(storageHint(err), worker.HintOf(err), refusals[reason].hint)
 	if hint != "" {
 		info.Metadata = map[string]string{"hint": hint}
 	}

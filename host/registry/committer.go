@@ -27,6 +27,7 @@ type committer struct {
 	logger    hclog.Logger
 	committed chan<- struct{}
 	size      atomic.Uint64 // committed entries
+	fault     atomic.Pointer[error]
 	stopped   chan struct{} // closed when the goroutine has ended
 
 	mu     sync.Mutex
@@ -132,6 +133,17 @@ func (r *Registry) Update(ctx context.Context, closure func(*Tx) error) error {
 	default:
 		return ErrClosed
 	}
+}
+
+// Fault is what failed the last transaction as a whole; nil when it is on disk.
+func (r *Registry) Fault() error {
+	if r.committer == nil {
+		return nil
+	}
+	if err := r.committer.fault.Load(); err != nil {
+		return *err
+	}
+	return nil
 }
 
 func (c *committer) enqueue(req *request) bool {

@@ -41,8 +41,10 @@ func fault(err error) error {
 	case sqlite3.SQLITE_FULL:
 		return worker.Hint(fmt.Errorf("%w: %w", worker.ErrUnavailable, err),
 			"free some space where the data folder is; the host goes on by itself")
-	case sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM,
-		sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_NOMEM:
+	case sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM:
+		return worker.Hint(fmt.Errorf("%w: %w", worker.ErrUnavailable, err),
+			"the data folder's disk fails or cannot be written: see dmesg, and dals-host doctor; the host goes on by itself")
+	case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_NOMEM:
 		return fmt.Errorf("%w: %w", worker.ErrUnavailable, err)
 	}
 	return err

@@ -25,6 +25,7 @@ type line struct {
 // commit runs one group and tells its callers.
 func (c *committer) commit(ctx context.Context, group []*request) {
 	own, err := c.transact(ctx, group)
+	c.fault.Store(&err)
 	if err != nil {
 		c.disconnect(ctx)
 	} else {

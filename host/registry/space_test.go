@@ -88,11 +88,17 @@ func fillDisk(dir string) error {
 	if _, err := r.Meta(ctx, "none"); !errors.Is(err, worker.ErrNotFound) {
 		return fmt.Errorf("read on a full disk: %w", err)
 	}
+	if err := r.Fault(); !errors.Is(err, worker.ErrUnavailable) {
+		return fmt.Errorf("the fault that stands: %w", err)
+	}
 	if err := errors.Join(ballast.Truncate(0), ballast.Close()); err != nil {
 		return err
 	}
 	if err := write(n); err != nil {
 		return fmt.Errorf("write when there is space again: %w", err)
+	}
+	if err := r.Fault(); err != nil {
+		return fmt.Errorf("the fault stands although there is space again: %w", err)
 	}
 	return checkWritten(r, written)
 }

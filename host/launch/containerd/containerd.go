@@ -35,7 +35,9 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
@@ -260,9 +262,14 @@ func family(err error) error {
 		return fmt.Errorf("%w: %w", context.Canceled, err)
 	case is(errdefs.IsDeadlineExceeded):
 		return fmt.Errorf("%w: %w", context.DeadlineExceeded, err)
-	default:
-		return err
 	}
+	// What the disk says comes through containerd as text alone.
+	for _, errno := range []syscall.Errno{syscall.ENOSPC, syscall.EDQUOT, syscall.EROFS, syscall.EIO} {
+		if strings.Contains(err.Error(), errno.Error()) {
+			return fmt.Errorf("%w: %w", errno, err)
+		}
+	}
+	return err
 }
 
 // kindOf asks about err, which some of containerd's services give as a gRPC
