@@ -47,7 +47,10 @@ type Config struct {
 	PortLow    int      // the workers' ports, from this one
 	PortHigh   int      // to this; both 0 for the default range
 	Version    string   // of this binary
-	Logger     hclog.Logger
+	// Drain is how long running calls may take once the host is told to end; what
+	// is cut then is answered to the next host.
+	Drain  time.Duration
+	Logger hclog.Logger
 }
 
 // heartbeatInterval is how often a worker gives a sign of life.

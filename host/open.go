@@ -170,6 +170,7 @@ func (h *Host) openControl(context.Context) (err error) {
 	b := backend{h}
 	h.control, err = control.New(control.Config{
 		Socket: h.paths.socket, Forger: b, Lifecycle: b, Workers: b, Sender: b, Clients: b, Host: b, Backups: b, Collector: b, Logger: h.Logger.Named("control"),
+		Drain: h.Drain,
 	})
 	return err
 }

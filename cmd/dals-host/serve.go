@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/hashicorp/go-hclog"
@@ -24,9 +25,10 @@ func serveCommand(a *app) *cobra.Command {
 		Use:   "serve",
 		Short: "Run the host in the foreground",
 		Long: `Run the host in the foreground, until SIGTERM or Ctrl-C: then it finishes what is
-in flight and detaches. Workers go on without it; the next serve finds them. It
-prints a line that starts with "ready" on stdout once it serves, and tells
-systemd (Type=notify, with KillMode=process and Delegate=yes).`,
+in flight, for at most --drain, and detaches. Workers go on without it; the next
+serve finds them, and gets the results of calls that were cut. A second signal
+ends it at once. It prints a line that starts with "ready" on stdout once it
+serves, and tells systemd (Type=notify, with KillMode=process and Delegate=yes).`,
 		Example: `  dals-host serve
   dals-host serve --data-dir ./data --plugins ./plugins --launcher process
   dals-host serve --http 127.0.0.1:8080 --log-level debug`,
@@ -41,6 +43,9 @@ systemd (Type=notify, with KillMode=process and Delegate=yes).`,
 			}
 			if _, _, err := net.SplitHostPort(config.HTTP); config.HTTP != "" && err != nil {
 				return usagef("--http %s: use an address as in 127.0.0.1:8080", config.HTTP)
+			}
+			if config.Drain < 0 {
+				return usagef("--drain %s is negative", config.Drain)
 			}
 			if err := readPorts(ports, &config); err != nil {
 				return err
@@ -59,6 +64,7 @@ systemd (Type=notify, with KillMode=process and Delegate=yes).`,
 	flags.StringVar(&config.Containerd, "containerd", "private", "containerd to use: its address, or private for one of the host's own")
 	flags.StringVar(&config.Runtime, "runtime", "", "OCI runtime of new containers: crun or runc (default the first that is installed)")
 	flags.StringVar(&config.HTTP, "http", "", "`ADDRESS` to answer /healthz at (default none)")
+	flags.DurationVar(&config.Drain, "drain", 15*time.Second, "time for running calls to end once the host is told to; a task may take up to 5m")
 	flags.StringVar(&ports, "ports", "", "`LOW-HIGH`: the range that workers' ports are taken from (default 20000-29999)")
 	return cmd
 }

@@ -113,6 +113,9 @@ func (l *logBuffer) String() string {
 	return l.buf.String()
 }
 
+// drain is what a server under test gives its running calls.
+const drain = 300 * time.Millisecond
+
 // running is a server under test.
 type running struct {
 	socket string
@@ -126,7 +129,7 @@ func serve(t *testing.T, b *backend, socket string) running {
 	t.Helper()
 	log := &logBuffer{}
 	s, err := control.New(control.Config{
-		Socket: socket, Forger: b, Workers: b, Sender: b, Clients: b, Host: b,
+		Socket: socket, Forger: b, Workers: b, Sender: b, Clients: b, Host: b, Drain: drain,
 		Logger: hclog.New(&hclog.LoggerOptions{Output: log, Level: hclog.Trace}),
 	})
 	if err != nil {
@@ -536,6 +539,63 @@ func TestStopWaits(t *testing.T) {
 	close(leave)
 	if err := <-answered; err != nil {
 		t.Fatal(err)
+	}
+	if log := s.log.String(); strings.Contains(log, "calls cut") {
+		t.Errorf("log: %s", log)
+	}
+}
+
+// TestStopCuts: what runs on beyond the drain is cut, counted and told why; what
+// does not heed it either is not waited for.
+func TestStopCuts(t *testing.T) {
+	entered, leave := make(chan struct{}), make(chan struct{})
+	s := serve(t, &backend{
+		send: func(ctx context.Context, _ control.SendRequest) (control.SendResult, error) {
+			entered <- struct{}{}
+			<-ctx.Done()
+			if cause := context.Cause(ctx); !errors.Is(cause, worker.ErrUnavailable) {
+				t.Errorf("cause %v", cause)
+			}
+			return control.SendResult{}, ctx.Err()
+		},
+		down: func(context.Context, time.Duration) (int, error) {
+			entered <- struct{}{}
+			<-leave
+			return 0, nil
+		},
+	}, filepath.Join(privateDir(t), "s"))
+	h := dial(t, s.socket)
+	heard, gone := make(chan error), make(chan error)
+	for range 2 {
+		go func() {
+			_, err := h.Send(context.Background(), &hostv1.SendRequest{})
+			heard <- err
+		}()
+		<-entered
+	}
+	go func() {
+		_, err := h.Down(context.Background(), &hostv1.DownRequest{})
+		gone <- err
+	}()
+	<-entered
+	since := time.Now()
+	s.stop()
+	for range 2 {
+		err := <-heard
+		if reason, _ := told(err); reason != "unavailable" || !strings.Contains(err.Error(), "the host ends") {
+			t.Errorf("who was cut heard %v", err)
+		}
+		if took := time.Since(since); took < drain {
+			t.Errorf("cut after %s", took)
+		}
+	}
+	if err := <-gone; status.Code(err) != codes.Unavailable {
+		t.Errorf("who heeds nothing: %v", err)
+	}
+	close(leave)
+	awaitGone(t, s.socket)
+	if log := s.log.String(); !strings.Contains(log, "running calls cut: calls=3 after=300ms") {
+		t.Errorf("log: %s", log)
 	}
 }
 

@@ -18,8 +18,8 @@ import (
 // envelope's limit, so that the gate itself can refuse what is too large.
 const MaxMessage = 8 << 20
 
-// drain is how long running calls may take after Serve was told to end.
-const drain = 15 * time.Second
+// lastWord is how long calls may take to answer that they were cut.
+const lastWord = time.Second
 
 // Config is what a Server needs. All fields are required.
 type Config struct {
@@ -35,7 +35,9 @@ type Config struct {
 	Host      Host
 	Backups   Backuper
 	Collector Collector
-	Logger    hclog.Logger
+	// Drain is how long running calls may take once Serve was told to end.
+	Drain  time.Duration
+	Logger hclog.Logger
 }
 
 // Server is the control API on its socket. Callers may connect from New on;
@@ -45,6 +47,8 @@ type Server struct {
 	listener *net.UnixListener
 	grpc     *grpc.Server
 	stopping chan struct{}
+	drain    time.Duration
+	calls    *calls
 	log      hclog.Logger
 }
 
@@ -54,21 +58,25 @@ func New(c Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{socket: c.Socket, listener: listener, stopping: make(chan struct{}), log: c.Logger}
+	s := &Server{
+		socket: c.Socket, listener: listener, stopping: make(chan struct{}), drain: c.Drain, calls: newCalls(), log: c.Logger,
+	}
 	faults := faults{log: c.Logger}
 	s.grpc = grpc.NewServer(
 		grpc.Creds(peerCredentials{hostUID: os.Geteuid(), log: c.Logger}),
 		grpc.MaxRecvMsgSize(MaxMessage),
-		grpc.UnaryInterceptor(faults.unary),
-		grpc.StreamInterceptor(faults.stream),
+		grpc.ChainUnaryInterceptor(faults.unary, s.calls.unary),
+		grpc.ChainStreamInterceptor(faults.stream, s.calls.stream),
 	)
 	hostv1.RegisterHostServiceServer(s.grpc, &service{Config: c, stopping: s.stopping})
 	return s, nil
 }
 
 // Serve answers calls until ctx ends. Then it takes no new ones, ends log
-// streams, gives running calls 15 s, cancels those that are left and removes
-// the socket. It is called once, and returns nil when ctx ended it.
+// streams, gives running calls the time of Drain, cuts those that are left and
+// removes the socket. What was cut is answered with worker.ErrUnavailable, which
+// is also the cause of the end of its context. It is called once, and returns
+// nil when ctx ended it.
 func (s *Server) Serve(ctx context.Context) error {
 	done := make(chan struct{})
 	stopped := make(chan struct{})
@@ -96,11 +104,15 @@ func (s *Server) Close() error {
 
 func (s *Server) stop() {
 	close(s.stopping)
-	late := time.AfterFunc(drain, func() {
-		s.log.Warn("calls still running were cancelled", "after", drain)
-		s.grpc.Stop()
+	late := time.AfterFunc(s.drain, func() {
+		if n := s.calls.running.Load(); n > 0 {
+			s.log.Warn("running calls cut", "calls", n, "after", s.drain)
+		}
+		s.calls.cut(errEnds)
 	})
 	defer late.Stop()
+	deaf := time.AfterFunc(s.drain+lastWord, s.grpc.Stop)
+	defer deaf.Stop()
 	s.grpc.GracefulStop()
 }
 
