@@ -159,8 +159,10 @@ func TestPlanIsHeldTo(t *testing.T) {
 		"config":     {func(*rig) {}, config, `config is now {"greeting":"hi"}`},
 		"class code": {func(*rig) {}, class, "class_code is now B2"},
 		"name":       {func(*rig) {}, name, "worker_name is now norbert"},
-		"new version": {func(r *rig) { r.version, r.digest = "1.3.0", strings.Repeat("ab", 32) }, nora,
-			"type_version is now 1.3.0; plugin_sha256 is now " + strings.Repeat("ab", 32) + "; image_digest is now sha256:" + strings.Repeat("ab", 32)},
+		"new version": {
+			func(r *rig) { r.version, r.digest = "1.3.0", strings.Repeat("ab", 32) }, nora,
+			"type_version is now 1.3.0; plugin_sha256 is now " + strings.Repeat("ab", 32) + "; image_digest is now sha256:" + strings.Repeat("ab", 32),
+		},
 		"other bytes": {func(r *rig) { r.digest = fmt.Sprintf("00%062x", 8) }, nora, "plugin_sha256 is now " + fmt.Sprintf("%064x", 8)},
 		"host key": {func(r *rig) {
 			r.close()

@@ -110,10 +110,9 @@ func benchWorker(name string) worker.Worker {
 
 // plain is SQLite with the registry's settings and statements for three rows.
 type plain struct {
-	b                      *testing.B
-	db                     *sql.DB
-	insert, update, record *sql.Stmt
-	n                      int64
+	b                                     *testing.B
+	begin, insert, update, record, commit *sql.Stmt
+	n                                     int64
 }
 
 func openPlain(b *testing.B, path string) *plain {
@@ -123,8 +122,11 @@ func openPlain(b *testing.B, path string) *plain {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { _ = db.Close() })
-	p := &plain{b: b, db: db}
+	db.SetMaxOpenConns(1) // a transaction is begun and committed by hand
+	p := &plain{b: b}
 	for text, stmt := range map[string]**sql.Stmt{
+		"BEGIN IMMEDIATE": &p.begin,
+		"COMMIT":          &p.commit,
 		`INSERT INTO workers VALUES (?, ?, 'template', '1.0.0', '', 'A1', 'DMN-TP-1', ?, 0, ?, 0, 'forging', '', 'process',
 			zeroblob(32), '', '', '', CAST('{"greeting":"hello"}' AS BLOB), '', 0, ?, 0)`: &p.insert,
 		`UPDATE workers SET state = 'retired', public_key = zeroblob(32), manifest_sha256 = '', retired_at = ? WHERE serial = ?`: &p.update,
@@ -141,28 +143,17 @@ func openPlain(b *testing.B, path string) *plain {
 func (p *plain) forgeSteps() {
 	p.n++
 	serial, now := fmt.Sprintf("plain-%09d", p.n), time.Now().UnixMilli()
-	p.commit(func(tx *sql.Tx) error {
-		_, err := tx.Stmt(p.insert).Exec(serial, serial, serial, p.n, now)
-		return err
-	})
-	p.commit(func(tx *sql.Tx) error {
-		if _, err := tx.Stmt(p.update).Exec(now, serial); err != nil {
-			return err
-		}
-		_, err := tx.Stmt(p.record).Exec(1<<40+p.n, entry) // far from the registry's own
-		return err
-	})
+	p.do(p.begin)
+	p.do(p.insert, serial, serial, serial, p.n, now)
+	p.do(p.commit)
+	p.do(p.begin)
+	p.do(p.update, now, serial)
+	p.do(p.record, 1<<40+p.n, entry) // far from the registry's own
+	p.do(p.commit)
 }
 
-func (p *plain) commit(write func(*sql.Tx) error) {
-	tx, err := p.db.BeginTx(p.b.Context(), nil)
-	if err == nil {
-		err = write(tx)
-	}
-	if err == nil {
-		err = tx.Commit()
-	}
-	if err != nil {
+func (p *plain) do(stmt *sql.Stmt, args ...any) {
+	if _, err := stmt.ExecContext(p.b.Context(), args...); err != nil {
 		p.b.Fatal(err)
 	}
 }

@@ -116,7 +116,7 @@ func TestOnlyTheForms(t *testing.T) {
 					if err != nil && !errors.Is(err, ErrInvalid) {
 						t.Fatalf("%q: %v is not ErrInvalid", s, err)
 					}
-					if err != nil && strings.ContainsFunc(err.Error(), func(r rune) bool { return unicode.IsControl(r) }) {
+					if err != nil && strings.ContainsFunc(err.Error(), unicode.IsControl) {
 						t.Fatalf("%q is in its message as it is: %q", s, err)
 					}
 				}

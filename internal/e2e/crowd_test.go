@@ -52,8 +52,8 @@ func TestCrowd(t *testing.T) {
 	h.crowdIs(answers)
 	h.verifyRecord()
 	h.down()
-	if log := h.log.String(); strings.Contains(log, "DATA RACE") {
-		t.Errorf("the host raced:\n%s", log[strings.Index(log, "WARNING: DATA RACE"):])
+	if _, race, found := strings.Cut(h.log.String(), "WARNING: DATA RACE"); found {
+		t.Errorf("the host raced:\n%s", race)
 	}
 }
 

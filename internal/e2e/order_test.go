@@ -206,7 +206,7 @@ func (m *model) killWhile(rt *rapid.T, call func(context.Context)) {
 	m.kill()
 	cancel()
 	<-ended
-	m.host.start()
+	m.start()
 }
 
 // killChanging kills the host at some moment of a change to a worker: the change
