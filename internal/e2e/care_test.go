@@ -209,7 +209,7 @@ func TestRecover(t *testing.T) {
 	launchers(t, func(t *testing.T, h *host) {
 		nora := h.forge("nora", "template")
 		h.forge("otto", "ledger")
-		h.forge("gone", "rogue")
+		h.forge("gone", "template")
 		h.forge("halted", "template")
 		keyFile := filepath.Join(t.TempDir(), "ci.key")
 		for _, args := range [][]string{{"retire", "gone"}, {"stop", "halted"}, {"client", "add", "ci", "--key-out", keyFile}, {"client", "revoke", "ci"}} {
