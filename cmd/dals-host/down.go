@@ -23,8 +23,8 @@ the host is gone: nothing runs any more, and the data folder may be deleted.`,
   dals-host down --timeout 30s`,
 		Args: exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if timeout < 0 {
-				return usagef("--timeout %s is negative", timeout)
+			if err := notNegative("timeout", timeout); err != nil {
+				return err
 			}
 			err := answer(cmd.Context(), a, func(c *client.Client) (ended, error) {
 				stopped, err := down(cmd.Context(), c, timeout)

@@ -20,14 +20,14 @@ the record stay, and its name may be used again.`,
 		Args:              exactly(1),
 		ValidArgsFunction: a.completeWorker,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if grace < 0 {
-				return usagef("--grace %s is negative", grace)
+			if err := notNegative("grace", grace); err != nil {
+				return err
 			}
 			return answer(cmd.Context(), a, func(c *client.Client) (client.Worker, error) {
 				return c.Retire(cmd.Context(), args[0], grace)
 			}, func(t *table, w client.Worker) { t.text("retired %s (%s)", w.WorkerName, w.WorkerSerial) })
 		},
 	}
-	cmd.Flags().DurationVar(&grace, "grace", 0, "time for the worker to end by itself (default the host's)")
+	graceFlag(cmd, &grace)
 	return cmd
 }

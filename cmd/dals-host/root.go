@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
@@ -130,6 +131,13 @@ func needs(cmd *cobra.Command, flags ...string) error {
 		return nil
 	}
 	return usagef("%s needs %s", cmd.CommandPath(), strings.Join(missing, ", "))
+}
+
+func notNegative(flag string, d time.Duration) error {
+	if d < 0 {
+		return usagef("--%s %s is negative", flag, d)
+	}
+	return nil
 }
 
 // dataDir is the folder of the host on this machine.

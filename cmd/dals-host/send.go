@@ -52,8 +52,8 @@ sends such a file as it is, once, within 30 seconds of its signing.`,
 			return exactly(0)(cmd, args)
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if timeout < 0 {
-				return usagef("--timeout %s is negative", timeout)
+			if err := notNegative("timeout", timeout); err != nil {
+				return err
 			}
 			if envelopeFile != "" {
 				return a.sendFile(cmd.Context(), envelopeFile, timeout)

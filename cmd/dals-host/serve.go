@@ -44,8 +44,8 @@ serves, and tells systemd (Type=notify, with KillMode=process and Delegate=yes).
 			if _, _, err := net.SplitHostPort(config.HTTP); config.HTTP != "" && err != nil {
 				return usagef("--http %s: use an address as in 127.0.0.1:8080", config.HTTP)
 			}
-			if config.Drain < 0 {
-				return usagef("--drain %s is negative", config.Drain)
+			if err := notNegative("drain", config.Drain); err != nil {
+				return err
 			}
 			if err := readPorts(ports, &config); err != nil {
 				return err

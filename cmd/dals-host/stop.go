@@ -40,10 +40,3 @@ func graceFlag(cmd *cobra.Command, grace *time.Duration) {
 func healthyFlag(cmd *cobra.Command, timeout *time.Duration) {
 	cmd.Flags().DurationVar(timeout, "timeout", 0, "time for the worker to become healthy (default the host's)")
 }
-
-func notNegative(flag string, d time.Duration) error {
-	if d < 0 {
-		return usagef("--%s %s is negative", flag, d)
-	}
-	return nil
-}

@@ -8,9 +8,9 @@
 //
 // It promises that a caller always gets a code, a stable reason and, where the
 // backend knows one, a hint; that a payload above the gate's limit reaches the
-// gate and is refused there; and that Serve lets running calls end before it
-// returns. It does not authenticate envelopes, and it opens nothing to the
-// network.
+// gate and is refused there; and that Serve lets running calls end, within a
+// bound, before it returns. It does not authenticate envelopes, and it opens
+// nothing to the network.
 package control
 
 import (
