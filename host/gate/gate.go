@@ -48,6 +48,9 @@ type Recorder interface {
 
 // Past reads back what the gate let through or refused since a time.
 type Past interface {
+	// NewestBefore is when, before a time, something was recorded last; zero for
+	// never.
+	NewestBefore(ctx context.Context, at time.Time) (time.Time, error)
 	EntriesSince(ctx context.Context, since time.Time, visit func(record.Entry) error) error
 }
 

@@ -92,6 +92,15 @@ func (w *world) Record(ctx context.Context, e record.Entry) error {
 	return nil
 }
 
+func (w *world) NewestBefore(_ context.Context, at time.Time) (newest time.Time, err error) {
+	for _, e := range w.past {
+		if e.At.Before(at) && e.At.After(newest) {
+			newest = e.At
+		}
+	}
+	return newest, w.pastErr
+}
+
 func (w *world) EntriesSince(_ context.Context, since time.Time, visit func(record.Entry) error) error {
 	for _, e := range w.past {
 		if e.At.Before(since) {

@@ -39,7 +39,18 @@ func newWindow(now func() time.Time) *window {
 // fill takes in the envelopes of the record that could still be fresh: those
 // issued in the last MaxTTL, seen through the skew on both sides.
 func (w *window) fill(ctx context.Context, past Past) error {
-	since := w.now().Add(-envelope.MaxTTL - 2*envelope.MaxSkew)
+	const reach = envelope.MaxTTL + 2*envelope.MaxSkew
+	now := w.now()
+	since := now.Add(-reach)
+	// What was let through before that has expired, by this clock. If this clock
+	// is set back it has not: then it must not come again.
+	forgotten, err := past.NewestBefore(ctx, since)
+	if err != nil {
+		return err
+	}
+	if !forgotten.IsZero() {
+		w.floor = earlier(now, forgotten.Add(reach))
+	}
 	return past.EntriesSince(ctx, since, func(e record.Entry) error {
 		if e.Envelope == nil || (e.Kind != record.Admitted && e.Kind != record.Refused) {
 			return nil
@@ -52,6 +63,13 @@ func (w *window) fill(ctx context.Context, past Past) error {
 		_ = w.insert(h)
 		return nil
 	})
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
 }
 
 func (w *window) refuseBefore(t time.Time) {

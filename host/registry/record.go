@@ -127,6 +127,16 @@ func (r *Registry) GroupsSince(ctx context.Context, at time.Time) iter.Seq2[Grou
 	}
 }
 
+// NewestBefore is the latest time before at, by the host's clock, at which entries
+// were committed; the zero time when there was none.
+func (r *Registry) NewestBefore(ctx context.Context, at time.Time) (time.Time, error) {
+	newest, err := r.read.NewestBefore(ctx, millis(at))
+	if err != nil {
+		return time.Time{}, fmt.Errorf("find entries before %s: %w", at, fault(err))
+	}
+	return instant(newest), nil
+}
+
 // groups yields the groups from the one that begins at next.
 func (r *Registry) groups(ctx context.Context, next int64) iter.Seq2[Group, error] {
 	return func(yield func(Group, error) bool) {

@@ -10,6 +10,9 @@ SELECT first_index FROM record_groups WHERE first_index <= ? ORDER BY first_inde
 -- name: GroupStartSince :one
 SELECT CAST(COALESCE(min(first_index), -1) AS INTEGER) FROM record_groups WHERE at >= ?;
 
+-- name: NewestBefore :one
+SELECT CAST(COALESCE(max(at), 0) AS INTEGER) FROM record_groups WHERE at < ?;
+
 -- name: GroupFrom :one
 SELECT * FROM record_groups WHERE first_index >= ? ORDER BY first_index LIMIT 1;
 

@@ -105,6 +105,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.metaStmt, err = db.PrepareContext(ctx, meta); err != nil {
 		return nil, fmt.Errorf("error preparing query Meta: %w", err)
 	}
+	if q.newestBeforeStmt, err = db.PrepareContext(ctx, newestBefore); err != nil {
+		return nil, fmt.Errorf("error preparing query NewestBefore: %w", err)
+	}
 	if q.newestRetiredByNameStmt, err = db.PrepareContext(ctx, newestRetiredByName); err != nil {
 		return nil, fmt.Errorf("error preparing query NewestRetiredByName: %w", err)
 	}
@@ -311,6 +314,11 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing metaStmt: %w", cerr)
 		}
 	}
+	if q.newestBeforeStmt != nil {
+		if cerr := q.newestBeforeStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing newestBeforeStmt: %w", cerr)
+		}
+	}
 	if q.newestRetiredByNameStmt != nil {
 		if cerr := q.newestRetiredByNameStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing newestRetiredByNameStmt: %w", cerr)
@@ -487,6 +495,7 @@ type Queries struct {
 	lastGroupStmt           *sql.Stmt
 	lowestFreeUIDStmt       *sql.Stmt
 	metaStmt                *sql.Stmt
+	newestBeforeStmt        *sql.Stmt
 	newestRetiredByNameStmt *sql.Stmt
 	nextInShardStmt         *sql.Stmt
 	nextLedgerSequenceStmt  *sql.Stmt
@@ -542,6 +551,7 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		lastGroupStmt:           q.lastGroupStmt,
 		lowestFreeUIDStmt:       q.lowestFreeUIDStmt,
 		metaStmt:                q.metaStmt,
+		newestBeforeStmt:        q.newestBeforeStmt,
 		newestRetiredByNameStmt: q.newestRetiredByNameStmt,
 		nextInShardStmt:         q.nextInShardStmt,
 		nextLedgerSequenceStmt:  q.nextLedgerSequenceStmt,

@@ -95,6 +95,17 @@ func (q *Queries) Meta(ctx context.Context, key string) (string, error) {
 	return value, err
 }
 
+const newestBefore = `-- name: NewestBefore :one
+SELECT CAST(COALESCE(max(at), 0) AS INTEGER) FROM record_groups WHERE at < ?
+`
+
+func (q *Queries) NewestBefore(ctx context.Context, at int64) (int64, error) {
+	row := q.queryRow(ctx, q.newestBeforeStmt, newestBefore, at)
+	var column_1 int64
+	err := row.Scan(&column_1)
+	return column_1, err
+}
+
 const setMeta = `-- name: SetMeta :exec
 INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value
 `
