@@ -72,9 +72,8 @@ func (h *Host) view(ctx context.Context, w worker.Worker) control.WorkerView {
 	if w.State == worker.StateRetired || w.State == worker.StateForging {
 		return v
 	}
-	if w.State == worker.StateUpgrading { // its folder is being replaced
-		v.VaultFault = "the worker is being upgraded"
-		return v
+	if w.State == worker.StateUpgrading {
+		return v // its folder is being replaced
 	}
 	health := h.broker.Health(w.Serial)
 	v.LastHeartbeat, v.MissedHeartbeats = health.Last, health.Missed
@@ -85,7 +84,7 @@ func (h *Host) view(ctx context.Context, w worker.Worker) control.WorkerView {
 	case health.VaultFault != "":
 		v.VaultFault = "the worker reports: " + health.VaultFault
 	case w.State == worker.StateStopped || w.State == worker.StateFailed:
-		v.VaultFault = "the worker does not run: only the host's own check holds"
+		// Nothing is wrong, but the worker is not there to say so too.
 	case !health.VaultIntegrity:
 		v.VaultFault = "the worker has not reported yet"
 	default:

@@ -133,8 +133,11 @@ func portWord(w client.Worker) string {
 }
 
 func vaultWord(w client.Worker) string {
-	if w.VaultIntegrity {
+	switch {
+	case w.VaultIntegrity:
 		return "ok"
+	case w.VaultFault == "": // it does not run, and cannot say
+		return "-"
 	}
 	return "FAULT"
 }

@@ -86,16 +86,14 @@ func (h *host) is(worker string, want about) {
 }
 
 // comesBack waits until a worker is live.
-func (h *host) comesBack(worker string) client.Worker {
+func (h *host) comesBack(worker string) {
 	h.t.Helper()
-	var w client.Worker
 	h.eventually(worker+" live", func() error {
-		if w = h.worker(worker); w.State != "live" || !w.VaultIntegrity {
+		if w := h.worker(worker); w.State != "live" || !w.VaultIntegrity {
 			return fmt.Errorf("%s: %s; %s", w.State, w.StateReason, w.VaultFault)
 		}
 		return nil
 	})
-	return w
 }
 
 // nothingBetween checks that no worker's folder is half way between two versions.
