@@ -49,7 +49,7 @@ func (b backend) CollectGarbage(ctx context.Context, dryRun bool) ([]control.Gar
 			found = append(found, w.Garbage)
 		}
 	}
-	errs = append(errs, b.collectBinaries(ctx, dryRun, take))
+	errs = append(errs, b.collectBinaries(ctx, take))
 	for _, find := range []func(context.Context) ([]waste, error){b.idleStages, b.leftOfTheDead} {
 		all, err := find(ctx)
 		errs = append(errs, err)
@@ -64,7 +64,7 @@ func (b backend) CollectGarbage(ctx context.Context, dryRun bool) ([]control.Gar
 // collectBinaries takes the binaries that no worker type, worker or job needs, and
 // what was made of them. Meanwhile no plugin is registered, and no job takes up a
 // binary.
-func (b backend) collectBinaries(ctx context.Context, dryRun bool, take func([]waste)) (err error) {
+func (b backend) collectBinaries(ctx context.Context, take func([]waste)) (err error) {
 	collected := b.catalog.Collect(ctx, func(unneeded []catalog.Stored) (drop []string) {
 		err = b.forge.Collect(func(leased func(string) bool) error {
 			needed, err := b.neededBinaries(ctx)

@@ -37,7 +37,7 @@ func TestCollect(t *testing.T) {
 	count, executions := counter(t)
 	r := startRig(t)
 	kept := r.drop("dals-worker-goat", good(t, "goat", "1.0.0", "GT"))
-	said := script{Type: describing("cat", "1.0.0", "CT"), Count: count}
+	said := script{Type: describing("cat", "1.1.0", "CT"), Count: count}
 	path := r.drop("dals-worker-cat", plug(t, said))
 	bad := r.drop("dals-worker-bad", plug(t, script{Do: "exit"}))
 	r.await(kept, Registered)
@@ -46,7 +46,7 @@ func TestCollect(t *testing.T) {
 	if got := r.unneeded(false); !slices.Equal(got, []string{quarantined}) {
 		t.Fatalf("unneeded %v, want the quarantined %s", got, quarantined)
 	}
-	r.use("cat", "1.0.0", true)
+	r.use("cat", "1.1.0", true)
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +54,7 @@ func TestCollect(t *testing.T) {
 	if got := r.unneeded(true); !slices.Equal(got, []string{quarantined}) {
 		t.Fatalf("unneeded while cat drains: %v", got)
 	}
-	r.use("cat", "1.0.0", false)
+	r.use("cat", "1.1.0", false)
 	r.await(path, Gone)
 	if got := r.unneeded(true); !slices.Equal(got, []string{digest}) {
 		t.Fatalf("unneeded when cat is gone: %v, want %s", got, digest)

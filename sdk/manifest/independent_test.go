@@ -178,10 +178,23 @@ func readText(text []byte) (map[string]any, error) {
 	}
 	w := &form{}
 	w.object(m, "\n  ", []column{
-		{"format", w.number}, {"forge_version", w.text}, {"worker_name", w.text}, {"worker_type", w.text}, {"type_version", w.text},
-		{"worker_serial", w.text}, {"model_number", w.text}, {"ledger_code", w.text}, {"class_code", w.text}, {"port", w.number},
-		{"plugin_sha256", w.text}, {"modules", w.list([]column{{"path", w.text}, {"version", w.text}})}, {"image_digest", w.text},
-		{"public_key", w.key}, {"glyph", w.text}, {"host_id", w.text}, {"created_at", w.time},
+		{"format", w.number},
+		{"forge_version", w.text},
+		{"worker_name", w.text},
+		{"worker_type", w.text},
+		{"type_version", w.text},
+		{"worker_serial", w.text},
+		{"model_number", w.text},
+		{"ledger_code", w.text},
+		{"class_code", w.text},
+		{"port", w.number},
+		{"plugin_sha256", w.text},
+		{"modules", w.list([]column{{"path", w.text}, {"version", w.text}})},
+		{"image_digest", w.text},
+		{"public_key", w.key},
+		{"glyph", w.text},
+		{"host_id", w.text},
+		{"created_at", w.time},
 		{"files", w.list([]column{{"path", w.text}, {"mode", w.text}, {"size", w.number}, {"sha256", w.text}})},
 	})
 	if w.err == nil && w.b.String()+"\n" != string(text) {
