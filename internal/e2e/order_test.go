@@ -24,7 +24,7 @@ import (
 // again, give its seed: -rapid.seed.
 func TestAnyOrder(t *testing.T) {
 	t.Parallel()
-	rapidly(t, 3, 30)
+	enough := rapidly(t, 3, 30)
 	rapid.Check(t, func(rt *rapid.T) {
 		m := &model{host: newHost(t, "process"), live: map[string]string{}, stopped: map[string]bool{}, ever: map[string]bool{}, done: map[string]int{}}
 		actions := map[string]func(*rapid.T){"": func(*rapid.T) { m.check() }}
@@ -41,7 +41,12 @@ func TestAnyOrder(t *testing.T) {
 			"kill host forging":  m.killForging,
 			"kill host changing": m.killChanging,
 		} {
-			actions[name] = func(rt *rapid.T) { act(rt); m.done[name]++ }
+			actions[name] = func(rt *rapid.T) {
+				if time.Now().Before(enough) {
+					act(rt)
+					m.done[name]++
+				}
+			}
 		}
 		rt.Repeat(actions)
 		m.verify()
@@ -51,9 +56,14 @@ func TestAnyOrder(t *testing.T) {
 }
 
 // rapidly makes rapid try so many orders of about so many steps, unless the
-// command line says otherwise, and says the seed.
-func rapidly(t *testing.T, checks, steps int) {
+// command line says otherwise, and says the seed. After enough no more steps
+// should be taken: on a busy machine there are fewer.
+func rapidly(t *testing.T, checks, steps int) (enough time.Time) {
 	t.Helper()
+	enough = time.Now().Add(40 * time.Second)
+	if f := flag.Lookup("rapid.checks"); f.Value.String() != f.DefValue {
+		enough = time.Now().Add(time.Hour) // somebody wants them all
+	}
 	for name, value := range map[string]string{
 		"rapid.checks": fmt.Sprint(checks), "rapid.steps": fmt.Sprint(steps), "rapid.seed": fmt.Sprint(rand.Uint64()>>1 + 1),
 		"rapid.shrinktime": "1s", "rapid.nofailfile": "true",
@@ -67,6 +77,7 @@ func rapidly(t *testing.T, checks, steps int) {
 		}
 	}
 	t.Logf("-rapid.seed=%s", flag.Lookup("rapid.seed").Value)
+	return enough
 }
 
 // model is what there must be on a host.
@@ -172,7 +183,17 @@ func (m *model) restart(s syscall.Signal) {
 	if err := m.cmd.Wait(); err != nil && s == syscall.SIGTERM {
 		m.t.Fatalf("host: %v\n%s", err, m.log)
 	}
+	m.startAgain()
+}
+
+// startAgain starts the next host, and waits until the client has found it.
+func (m *model) startAgain() {
+	m.t.Helper()
 	m.start()
+	m.eventually("the client finds the host again", func() error {
+		_, err := m.client.Status(m.t.Context())
+		return err
+	})
 }
 
 // killForging kills the host at some moment of a forge: the worker is whole or
@@ -206,7 +227,7 @@ func (m *model) killWhile(rt *rapid.T, call func(context.Context)) {
 	m.kill()
 	cancel()
 	<-ended
-	m.start()
+	m.startAgain()
 }
 
 // killChanging kills the host at some moment of a change to a worker: the change
