@@ -40,9 +40,12 @@ type Source struct {
 // spoolForm names the folder in the data folder where a backup is put together.
 const spoolForm = ".backup-"
 
-// snapshots is how often a backup begins again because workers were changed
-// while their files were read.
-const snapshots = 3
+// How often a backup begins again because workers were changed while their files
+// were read, and how long it waits before: an upgrade takes its time.
+const (
+	snapshots     = 5
+	snapshotPause = time.Second
+)
 
 // Backup writes a backup of a running host to w. Workers whose files are not
 // what the registry says are left out and named in the header: the backup is of
@@ -74,6 +77,11 @@ func (s Source) backup(ctx context.Context, dir string, w io.Writer) (*Header, e
 		}
 		if err := os.RemoveAll(at); err != nil {
 			return nil, err
+		}
+		select {
+		case <-time.After(snapshotPause):
+		case <-ctx.Done():
+			return nil, ctx.Err()
 		}
 	}
 }

@@ -260,7 +260,7 @@ func (r *recovery) compareLauncher(ctx context.Context, known map[worker.Serial]
 		case w.State == worker.StateRetired:
 			r.differ(w, true, "%s, and it is retired", does)
 		case s.Running && (w.State == worker.StateFailed || w.State == worker.StateStopped):
-			r.differ(w, true, "%s, and it is %s", does, w.State)
+			r.differ(w, false, "%s, and it is %s: the next start ends it", does, w.State)
 		}
 	}
 	for _, w := range living {

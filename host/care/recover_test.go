@@ -381,7 +381,7 @@ func TestRecoverComparesAll(t *testing.T) {
 		{"mode", "config.json: mode 0444, want 0440", true},
 		{"retired", "its folder is still there", true},
 		{"retired", "the launcher has it, and it is retired", true},
-		{"failed", "it runs (pid 2), and it is failed", true},
+		{"failed", "it runs (pid 2), and it is failed", false},
 		{"dir", "cannot be read", true},
 		{"changed", "the launcher does not have it", false},
 		{"", "it runs (pid 3), and the record does not tell of it", true},
