@@ -34,8 +34,8 @@ keys/ and cannot bring workers back. What workers keep in state/ is not in it.
 The passphrase is the one line of --passphrase-file, or typed at the terminal. The
 file is read again when it is written. Exit code 3 says that the files of some
 workers could not be had: they are named.`,
-		Example: `  dals-host backup host.backup --passphrase-file /root/backup.pass
-  dals-host backup - --passphrase-file /root/backup.pass | ssh elsewhere 'cat > host.backup'`,
+		Example: `  dals-host backup host.backup --passphrase-file backup.pass
+  dals-host backup - --passphrase-file backup.pass | ssh elsewhere 'cat > host.backup'`,
 		Args: exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if args[0] == "-" && isTerminal(a.stdout) {

@@ -29,7 +29,7 @@ in the data folder's record/, or one that was kept elsewhere, given with --head.
 After it, serve starts the workers again, with an empty state/. Numbers that may have
 been given since the backup are left out, and envelopes from before the restore are
 refused. Exit code 3 says that some workers come back as failed: they are named.`,
-		Example: `  dals-host restore host.backup --passphrase-file /root/backup.pass
+		Example: `  dals-host restore host.backup --passphrase-file backup.pass
   dals-host restore host.backup --head checkpoint-of-yesterday`,
 		Args: exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
