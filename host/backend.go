@@ -188,19 +188,22 @@ func (b backend) Plugins(context.Context) ([]control.Plugin, error) {
 const (
 	// defaultDownTimeout is what workers get to end by themselves.
 	defaultDownTimeout = 10 * time.Second
-	// downLimit bounds, beyond that, how long ending all of them may take.
+	// downLimit bounds, beyond that, how long ending all of them may take, with
+	// downEach for every one.
 	downLimit = time.Minute
+	downEach  = 200 * time.Millisecond
+	// downAtOnce is how many workers may be ending by themselves at a time.
+	downAtOnce = 256
 )
 
 // Down ends every worker, then what the launcher runs, then the host, whatever
 // could not be ended: a host that has begun to go down cannot serve on. The
-// workers stay in the registry: the next host on this folder starts them again.
+// timeout runs for all of them at the same time. The workers stay in the registry: the next host on this folder starts them again.
 func (b backend) Down(ctx context.Context, timeout time.Duration) (int, error) {
 	if timeout == 0 {
 		timeout = defaultDownTimeout
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout+downLimit)
-	defer cancel()
+	ctx = context.WithoutCancel(ctx)
 	defer b.downing.Do(func() { close(b.isDown) })
 	b.forge.Freeze()
 	b.supervisor.Close()
@@ -208,8 +211,10 @@ func (b backend) Down(ctx context.Context, timeout time.Duration) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("list workers: %w", err)
 	}
+	ctx, cancel := context.WithTimeout(ctx, timeout+downLimit+time.Duration(len(running))*downEach)
+	defer cancel()
 	var g errgroup.Group
-	g.SetLimit(8)
+	g.SetLimit(downAtOnce)
 	for _, s := range running {
 		g.Go(func() error {
 			return errors.Join(b.launcher.Stop(ctx, s.Serial, timeout), b.launcher.Remove(ctx, s.Serial))

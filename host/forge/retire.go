@@ -19,9 +19,9 @@ const portQuarantine = 10 * time.Minute
 const stopLimit = 30 * time.Second
 
 // Retire ends a worker for good: container, keys and files go, the record
-// stays. grace is what the worker gets between SIGTERM and SIGKILL. Retiring a
-// retired worker changes nothing. When ctx ends after the retirement has begun
-// it goes through all the same.
+// stays. grace is what the worker gets between SIGTERM and SIGKILL; zero means
+// DefaultGrace. Retiring a retired worker changes nothing. When ctx ends after
+// the retirement has begun it goes through all the same.
 func (f *Forge) Retire(ctx context.Context, serial worker.Serial, grace time.Duration) (worker.Worker, error) {
 	w, err := f.Registry.Worker(ctx, serial)
 	if err != nil {
@@ -46,7 +46,7 @@ func (f *Forge) Retire(ctx context.Context, serial worker.Serial, grace time.Dur
 	if err != nil || w.State == worker.StateRetired {
 		return w, err
 	}
-	return f.finishRetire(ctx, w, grace)
+	return f.finishRetire(ctx, w, graceOr(grace))
 }
 
 // finishRetire removes all that a retiring worker has. Every part of it may

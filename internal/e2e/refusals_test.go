@@ -129,7 +129,7 @@ func TestRefusals(t *testing.T) {
 
 	t.Run("second host", func(t *testing.T) {
 		_, stderr, code := h.run("serve", "--launcher", "process")
-		if code != 1 || !strings.Contains(stderr, "another host runs on it") {
+		if code != 1 || !strings.Contains(stderr, fmt.Sprintf("another host (pid %d) runs on it", h.cmd.Process.Pid)) {
 			t.Errorf("exit %d: %s", code, stderr)
 		}
 	})
