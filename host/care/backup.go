@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -96,7 +97,7 @@ func (s Source) attempt(ctx context.Context, dir string, last bool, w io.Writer)
 	if err != nil {
 		return nil, err
 	}
-	defer sp.close()
+	defer sp.file.Close()
 	h := &Header{
 		Format: Format, HostID: s.Keys.HostID(), HostVersion: s.Version, CreatedAt: time.Now(), Root: os.Geteuid() == 0, Keys: s.Passphrase != "",
 	}
@@ -172,9 +173,7 @@ func (s Source) spoolWorkers(ctx context.Context, sp *spool, h *Header, workers 
 		}
 		if err == nil {
 			h.Workers++
-			for name, data := range own {
-				hidden[name] = data
-			}
+			maps.Copy(hidden, own)
 			continue
 		}
 		sp.rollback(mark)

@@ -150,7 +150,7 @@ const recoverForm = ".recover-"
 
 // rebuild makes the new registry beside the old one and then puts it in its
 // place.
-func (r *recovery) rebuild(ctx context.Context) error {
+func (r *recovery) rebuild(ctx context.Context) (err error) {
 	p, err := record.OpenPublished(ctx, r.Record, r.verifier)
 	if errors.Is(err, worker.ErrCorrupt) {
 		err = worker.Hint(err, "without its checkpoint nothing vouches for the record: restore a backup")
@@ -171,7 +171,7 @@ func (r *recovery) rebuild(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	path := filepath.Join(dir, "registry.db")
 	if err := r.replay(ctx, p, path, filepath.Join(dir, "record")); err != nil {
 		return err

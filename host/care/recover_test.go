@@ -361,7 +361,9 @@ func TestRecoverComparesAll(t *testing.T) {
 	found, err := g.recover(func(c *RecoverConfig) {
 		c.Created = func(context.Context, []worker.Worker) ([]launch.Status, error) {
 			return []launch.Status{
-				{Serial: w["fine"].Serial, Running: true, PID: 1}, {Serial: w["failed"].Serial, Running: true, PID: 2}, {Serial: w["retired"].Serial},
+				{Serial: w["fine"].Serial, Running: true, PID: 1},
+				{Serial: w["failed"].Serial, Running: true, PID: 2},
+				{Serial: w["retired"].Serial},
 				{Serial: "DMN-TP-1-0badcafe-00000", Running: true, PID: 3},
 			}, nil
 		}

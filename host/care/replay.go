@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/dals-host/dals-host/host/record"
@@ -193,7 +194,7 @@ func (y *replay) plugin(tx *registry.Tx, e record.Entry) error {
 	case record.PluginQuarantined:
 		return tx.PutQuarantine(registry.Quarantine{Digest: p.Digest, Reason: e.Reason, Fix: p.Fix, At: e.At})
 	}
-	descriptor := append(y.parts[p.Digest], p.Descriptor...)
+	descriptor := slices.Concat(y.parts[p.Digest], p.Descriptor)
 	delete(y.parts, p.Digest)
 	if len(descriptor) == 0 {
 		y.notes = append(y.notes, fmt.Sprintf("type %s %s: the record does not have its descriptor: its plugin will be asked again", p.Type, p.Version))

@@ -77,7 +77,6 @@ type restorer struct {
 	secrets    secrets
 
 	staging  string
-	done     bool // staging has taken the target's place
 	keys     *keyring.Keyring
 	verifier note.Verifier
 	registry *registry.Registry
@@ -286,9 +285,11 @@ func (r *restorer) settle(ctx context.Context) error {
 			return err
 		}
 	}
-	err := note(record.Entry{At: r.now, Kind: record.Recovered, Recovery: &record.RecoveryFields{From: "backup", Jump: jump, NotBefore: r.notBefore()},
+	err := note(record.Entry{
+		At: r.now, Kind: record.Recovered, Recovery: &record.RecoveryFields{From: "backup", Jump: jump, NotBefore: r.notBefore()},
 		Reason: fmt.Sprintf("restored from a backup of %s with %d entries; %d workers come back, %d do not",
-			r.header.CreatedAt.Format(time.RFC3339), r.header.Entries, r.restored, len(r.failed))})
+			r.header.CreatedAt.Format(time.RFC3339), r.header.Entries, r.restored, len(r.failed)),
+	})
 	if err != nil {
 		return err
 	}

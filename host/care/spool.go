@@ -28,8 +28,6 @@ func newSpool(dir string) (*spool, error) {
 	return &spool{file: f}, nil
 }
 
-func (s *spool) close() error { return s.file.Close() }
-
 // add takes in a part.
 func (s *spool) add(name string, r io.Reader) error {
 	return s.put(name, func(w io.Writer) error {

@@ -280,11 +280,12 @@ func TestKilledMigration(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		ended := make(chan error, 1)
-		go func() { ended <- cmd.Wait() }()
-		if round == 15 {
-			if err := <-ended; err != nil { // what it would have come to
-				t.Fatal(err)
+		var said error
+		ended := make(chan struct{})
+		go func() { defer close(ended); said = cmd.Wait() }()
+		if round == 15 { // what it would have come to
+			if <-ended; said != nil {
+				t.Fatal(said)
 			}
 		} else {
 			select {
