@@ -413,6 +413,7 @@ func (h *host) change(w client.Worker, change func(*worker.Worker)) {
 // TestKilledRestoreAndRecover: a kill in the middle of either leaves what was
 // there, or what it makes.
 func TestKilledRestoreAndRecover(t *testing.T) {
+	t.Parallel()
 	h := newHost(t, "process")
 	h.forge("nora", "template")
 	file := filepath.Join(t.TempDir(), "host.backup")
@@ -422,7 +423,7 @@ func TestKilledRestoreAndRecover(t *testing.T) {
 	h.eventually("the checkpoint covers all", h.published)
 	h.kill()
 	restored := 0
-	for round := range 12 {
+	for round := range 8 {
 		dir := filepath.Join(t.TempDir(), "data")
 		if err := os.MkdirAll(filepath.Join(dir, "keys"), 0o700); err != nil {
 			t.Fatal(err)
@@ -430,7 +431,7 @@ func TestKilledRestoreAndRecover(t *testing.T) {
 		for _, name := range []string{"host.seed", "operator.key"} {
 			copyFile(t, filepath.Join(h.dir, "keys", name), filepath.Join(dir, "keys", name))
 		}
-		h.runKilled(time.Duration(round*15)*time.Millisecond, "--data-dir", dir, "restore", file)
+		h.runKilled(time.Duration(round*20)*time.Millisecond, "--data-dir", dir, "restore", file)
 		if _, err := os.Stat(filepath.Join(dir, "registry.db")); err == nil {
 			restored++
 			if _, stderr, code := h.run("vault", "verify", "--data-dir", dir); code != 0 {
@@ -446,11 +447,11 @@ func TestKilledRestoreAndRecover(t *testing.T) {
 		}
 	}
 	recovered := 0
-	for round := range 12 {
+	for round := range 8 {
 		if err := os.WriteFile(filepath.Join(h.dir, "registry.db"), []byte("no database"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		h.runKilled(time.Duration(round*15)*time.Millisecond, "recover")
+		h.runKilled(time.Duration(round*20)*time.Millisecond, "recover")
 		stdout, stderr, code := h.run("recover", "--json")
 		if code != 0 {
 			t.Fatalf("recover after a killed one: exit %d: %s", code, stderr)
@@ -459,7 +460,7 @@ func TestKilledRestoreAndRecover(t *testing.T) {
 			recovered++
 		}
 	}
-	t.Logf("%d of 12 restores and %d of 12 recoveries had come through", restored, recovered)
+	t.Logf("%d of 8 restores and %d of 8 recoveries had come through", restored, recovered)
 	h.start()
 	h.verify()
 }
