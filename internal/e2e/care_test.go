@@ -14,7 +14,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -227,13 +226,7 @@ func TestRecover(t *testing.T) {
 		before, pids := h.rows(), h.pids(nora.WorkerSerial)
 
 		path := filepath.Join(h.dir, "registry.db")
-		r, err := registry.Open(t.Context(), registry.Config{Path: path}) // and the log of changes is in the file
-		if err == nil {
-			err = r.Close()
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		h.fold()
 		data, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
@@ -283,6 +276,19 @@ func TestRecover(t *testing.T) {
 		}
 		h.verify()
 	})
+}
+
+// fold puts the registry's log of changes, which a killed host leaves, into its
+// file: with the log alone it could be read.
+func (h *host) fold() {
+	h.t.Helper()
+	r, err := registry.Open(h.t.Context(), registry.Config{Path: filepath.Join(h.dir, "registry.db")})
+	if err == nil {
+		err = r.Close()
+	}
+	if err != nil {
+		h.t.Fatal(err)
+	}
 }
 
 // rows is what the registry of a host that does not run says.
@@ -422,8 +428,8 @@ func TestKilledRestoreAndRecover(t *testing.T) {
 	}
 	h.eventually("the checkpoint covers all", h.published)
 	h.kill()
-	restored := 0
-	for round := range 8 {
+	h.fold()
+	restored := h.killedAlong(func(killed func(args ...string)) bool {
 		dir := filepath.Join(t.TempDir(), "data")
 		if err := os.MkdirAll(filepath.Join(dir, "keys"), 0o700); err != nil {
 			t.Fatal(err)
@@ -431,13 +437,12 @@ func TestKilledRestoreAndRecover(t *testing.T) {
 		for _, name := range []string{"host.seed", "operator.key"} {
 			copyFile(t, filepath.Join(h.dir, "keys", name), filepath.Join(dir, "keys", name))
 		}
-		h.runKilled(time.Duration(round*20)*time.Millisecond, "--data-dir", dir, "restore", file)
+		killed("--data-dir", dir, "restore", file)
 		if _, err := os.Stat(filepath.Join(dir, "registry.db")); err == nil {
-			restored++
 			if _, stderr, code := h.run("vault", "verify", "--data-dir", dir); code != 0 {
 				t.Errorf("a half restored folder: %s", stderr)
 			}
-			continue
+			return true
 		}
 		if _, stderr, code := h.run("restore", file, "--data-dir", dir); code != 3 { // without workers' keys
 			t.Errorf("restore after a killed one: exit %d: %s", code, stderr)
@@ -445,34 +450,52 @@ func TestKilledRestoreAndRecover(t *testing.T) {
 		if left, _ := filepath.Glob(filepath.Join(filepath.Dir(dir), ".*")); len(left) > 0 {
 			t.Errorf("left: %v", left)
 		}
-	}
-	recovered := 0
-	for round := range 8 {
+		return false
+	})
+	recovered := h.killedAlong(func(killed func(args ...string)) bool {
 		if err := os.WriteFile(filepath.Join(h.dir, "registry.db"), []byte("no database"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		h.runKilled(time.Duration(round*20)*time.Millisecond, "recover")
+		killed("recover")
 		stdout, stderr, code := h.run("recover", "--json")
 		if code != 0 {
 			t.Fatalf("recover after a killed one: exit %d: %s", code, stderr)
 		}
-		if strings.Contains(stdout, `"rebuilt": false`) {
-			recovered++
-		}
-	}
-	t.Logf("%d of 8 restores and %d of 8 recoveries had come through", restored, recovered)
+		return strings.Contains(stdout, `"rebuilt": false`)
+	})
+	t.Logf("of %d each, %d restores and %d recoveries had come through", killRounds, restored, recovered)
 	h.start()
 	h.verify()
 }
 
-// runKilled runs a command and kills it after a while.
-func (h *host) runKilled(after time.Duration, args ...string) {
+const killRounds = 8
+
+// killedAlong has a command run once to its end, and then killed at moments
+// spread over the time that it took. It says how often it had come through.
+func (h *host) killedAlong(round func(killed func(args ...string)) bool) (through int) {
 	h.t.Helper()
-	cmd := exec.Command(filepath.Join(bin, "dals-host"), append([]string{"--data-dir", h.dir}, args...)...)
-	if err := cmd.Start(); err != nil {
-		h.t.Fatal(err)
+	after := time.Hour
+	var took time.Duration
+	command := func(args ...string) {
+		began := time.Now()
+		cmd := exec.Command(filepath.Join(bin, "dals-host"), append([]string{"--data-dir", h.dir}, args...)...)
+		if err := cmd.Start(); err != nil {
+			h.t.Fatal(err)
+		}
+		timer := time.AfterFunc(after, func() { _ = cmd.Process.Kill() })
+		_ = cmd.Wait()
+		timer.Stop()
+		took = time.Since(began)
 	}
-	timer := time.AfterFunc(after, func() { _ = cmd.Process.Signal(syscall.SIGKILL) })
-	_ = cmd.Wait()
-	timer.Stop()
+	if !round(command) {
+		h.t.Error("a command that nobody killed had not come through")
+	}
+	whole := took
+	for i := range killRounds {
+		after = whole * time.Duration(i+1) / (killRounds + 1)
+		if round(command) {
+			through++
+		}
+	}
+	return through
 }
