@@ -32,7 +32,8 @@ func (f *Forge) Recover(ctx context.Context) error {
 	return errors.Join(append(errs, f.endStopped(ctx), f.settleAsides(ctx))...)
 }
 
-// endStopped ends the workers that run and are not to.
+// endStopped ends the workers that run and are not to, and settles what an
+// earlier host left of their end, or of their beginning.
 func (f *Forge) endStopped(ctx context.Context) error {
 	created, err := f.Launcher.List(ctx)
 	if err != nil {
@@ -40,7 +41,7 @@ func (f *Forge) endStopped(ctx context.Context) error {
 	}
 	var errs []error
 	for _, s := range created {
-		if s.Running {
+		if s.Running || s.Unsettled {
 			errs = append(errs, f.inTurn(ctx, s.Serial, func(w worker.Worker) error {
 				if w.State != worker.StateStopped && w.State != worker.StateFailed {
 					return nil

@@ -61,6 +61,9 @@ type Status struct {
 	Serial  worker.Serial
 	Running bool
 	PID     int // of the worker's first process, as the host sees it; 0 unless Running
+	// Unsettled says that there was a run, or the beginning of one, which no Stop
+	// has settled: something of it may be left.
+	Unsettled bool
 }
 
 // Artifact is one thing that Prepare made of a worker binary.

@@ -178,16 +178,18 @@ func (l *Launcher) List(ctx context.Context) ([]launch.Status, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list tasks: %w", family(err))
 	}
-	running := make(map[string]int)
+	task := make(map[string]*tasktypes.Process)
 	for _, t := range response.Tasks {
-		if alive(t) {
-			running[t.ID] = int(t.Pid)
-		}
+		task[t.ID] = t
 	}
 	list := make([]launch.Status, 0, len(containers))
 	for _, c := range containers {
-		pid, ok := running[c.ID]
-		list = append(list, launch.Status{Serial: worker.Serial(c.ID), Running: ok, PID: pid})
+		t, ok := task[c.ID]
+		s := launch.Status{Serial: worker.Serial(c.ID), Unsettled: ok}
+		if ok && alive(t) {
+			s.Running, s.PID = true, int(t.Pid)
+		}
+		list = append(list, s)
 	}
 	slices.SortFunc(list, func(a, b launch.Status) int { return cmp.Compare(a.Serial, b.Serial) })
 	return list, nil

@@ -23,7 +23,7 @@ import (
 func life(t *testing.T, b *Bench) {
 	spec := b.Spec()
 	b.must(b.Launcher.Create(b.Context(), spec))
-	if s, ok := b.Status(spec.Serial); !ok || s.Running || s.PID != 0 {
+	if s, ok := b.Status(spec.Serial); !ok || s.Running || s.PID != 0 || s.Unsettled {
 		t.Fatalf("a created worker is listed as %+v, %v", s, ok)
 	}
 	if exit := b.Wait(spec.Serial); !exit.Unknown {
@@ -34,12 +34,15 @@ func life(t *testing.T, b *Bench) {
 		b.must(b.Launcher.Start(b.Context(), spec.Serial))
 		g.AwaitUp()
 		s, ok := b.Status(spec.Serial)
-		if !ok || !s.Running || !slices.Contains(g.Processes(), s.PID) {
+		if !ok || !s.Running || !s.Unsettled || !slices.Contains(g.Processes(), s.PID) {
 			t.Fatalf("a running worker is listed as %+v, %v; processes %v", s, ok, g.Processes())
 		}
 		b.Stop(spec.Serial, patience)
 		b.Stop(spec.Serial, patience)
 		g.ExpectProcesses(0)
+		if s, ok := b.Status(spec.Serial); !ok || s.Running || s.Unsettled {
+			t.Fatalf("a stopped worker is listed as %+v, %v", s, ok)
+		}
 		if exit := b.Wait(spec.Serial); exit.Unknown || exit.Code != 0 || exit.Signal != "" || time.Since(exit.At) > patience {
 			t.Fatalf("stopped with grace, it ended with %+v", exit)
 		}
@@ -75,8 +78,8 @@ func exitCodes(t *testing.T, b *Bench) {
 		if again := b.Wait(g.Spec.Serial); again.Code != code || again.Unknown {
 			t.Errorf("a second wait says %+v", again)
 		}
-		if b.Running(g.Spec.Serial) {
-			t.Error("an ended worker is listed as running")
+		if s, ok := b.Status(g.Spec.Serial); !ok || s.Running || !s.Unsettled {
+			t.Errorf("an ended worker is listed as %+v, %v", s, ok)
 		}
 	}
 }

@@ -139,7 +139,7 @@ func (l *Launcher) List(context.Context) ([]launch.Status, error) {
 	}
 	list := make([]launch.Status, 0, len(l.workers))
 	for e := range maps.Values(l.workers) {
-		s := launch.Status{Serial: e.rec.Spec.Serial}
+		s := launch.Status{Serial: e.rec.Spec.Serial, Unsettled: e.rec.Run != nil}
 		if e.run != nil && !e.run.proc.Ended() {
 			s.Running, s.PID = true, e.rec.Run.PID
 		}
