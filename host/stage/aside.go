@@ -41,7 +41,10 @@ func (s *Store) SetAside(serial worker.Serial) error {
 
 // syncAside makes renames between the promoted folders and those aside durable.
 func (s *Store) syncAside() error {
-	return errors.Join(syncDir(s.root, aside), syncDir(s.root, instances))
+	failpoint.Hit("stage", "sync aside", "before")
+	err := errors.Join(syncDir(s.root, aside), syncDir(s.root, instances))
+	failpoint.Hit("stage", "sync aside", "after")
+	return err
 }
 
 // TakeOver moves folders from the worker's old folder into the new one.
@@ -114,7 +117,10 @@ func (s *Store) move(from, to string, names []string) error {
 			return err
 		}
 	}
-	return errors.Join(syncDir(s.root, from), syncDir(s.root, to))
+	failpoint.Hit("stage", "sync moved", "before")
+	err := errors.Join(syncDir(s.root, from), syncDir(s.root, to))
+	failpoint.Hit("stage", "sync moved", "after")
+	return err
 }
 
 // DropAside removes a worker's old folder.
