@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/dals-host/dals-host/sdk/client"
 )
 
@@ -18,37 +20,53 @@ import (
 // whatever the point, what is there is whole, and nothing else is.
 func TestMatrix(t *testing.T) {
 	table := &table{}
-	t.Cleanup(func() { table.print(t) })
-	for _, launcher := range []string{"process", "containerd"} {
-		t.Run(launcher, func(t *testing.T) {
-			t.Parallel()
-			m := newMatrix(t, launcher, table)
-			for _, op := range operations {
-				m.all(op)
-			}
-			if launcher == "containerd" {
-				m.all(imaging)
-			}
-			for _, op := range recoveries {
-				m.allStarts(op)
-			}
+	var g errgroup.Group
+	g.SetLimit(atOnce)
+	kill := func(launcher, name string, run func(*matrix)) {
+		g.Go(func() error {
+			t.Run(launcher+"/"+name, func(t *testing.T) { run(newMatrix(t, launcher, table)) })
+			return nil
 		})
 	}
+	kill("containerd", imaging.name, func(m *matrix) { m.all(imaging) })
+	for _, launcher := range []string{"containerd", "process"} {
+		for _, op := range operations {
+			kill(launcher, op.name, func(m *matrix) { m.all(op) })
+		}
+		for _, r := range recoveries {
+			kill(launcher, r.name, func(m *matrix) { m.allStarts(r) })
+		}
+	}
+	_ = g.Wait() // what failed has been told
+	table.print(t)
 }
+
+// atOnce is how many hosts are killed at a time: mostly they wait for the disk
+// and for each other.
+const atOnce = 4
 
 // matrix is one host, killed again and again.
 type matrix struct {
 	*host
 	table  *table
-	before *lockedBuffer // the log of the host before
+	before *lockedBuffer    // the log of the host before
+	calls  map[string]int64 // that each worker has counted in its state
 }
 
 func newMatrix(t *testing.T, launcher string, table *table) *matrix {
 	t.Helper()
-	m := &matrix{host: newHost(t, launcher, "template", "rogue"), table: table, before: &lockedBuffer{}}
+	m := &matrix{host: newHost(t, launcher), table: table, before: &lockedBuffer{}, calls: map[string]int64{}}
+	m.install()
 	m.boot(nil)
-	m.registered(2)
-	m.mustForge("nora", "template") // the first of its type makes the image
+	m.registered()
+	for version, behaviour := range versions { // the first of each makes the image
+		if err := m.forge(version); (err == nil) != (behaviour == "well") {
+			t.Fatalf("forge %s: %v\n%s", version, err, m.log)
+		}
+		if err := m.retire("nora"); err != nil {
+			t.Fatal(err)
+		}
+	}
 	return m
 }
 
@@ -73,9 +91,9 @@ type operation struct {
 	ready func(*matrix) error
 	// run ends as it should, or loses its host.
 	run func(*matrix) error
-	// steps are the names of the operation's steps, each with two points. They
-	// come from elsewhere than the trace.
-	steps func(*matrix) []string
+	// runner is what the log calls the steps that the operation takes, if it is a
+	// list of them.
+	runner string
 }
 
 // all lists the points of an operation and dies at each.
@@ -192,10 +210,10 @@ func lastIndex(names []string, name string) int {
 // complete checks that every step of the operation has its two points.
 func (m *matrix) complete(op operation, points []string) {
 	m.t.Helper()
-	if op.steps == nil {
+	if op.runner == "" {
 		return
 	}
-	steps := op.steps(m)
+	steps := m.stepsTaken(op.runner)
 	for _, step := range steps {
 		for _, when := range []string{"before", "after"} {
 			if !slices.Contains(points, step+"/"+when+"#1@"+op.first) {
@@ -262,8 +280,8 @@ func (m *matrix) die(op operation) error {
 // recovery is a start that dies over what an earlier host left.
 type recovery struct {
 	name string
-	op   operation // which was killed
-	at   string    // at that point
+	of   string // the operation that was killed
+	at   string // the point where
 }
 
 // allStarts lists the points of a start after a crash and dies at each: the
@@ -272,10 +290,11 @@ func (m *matrix) allStarts(r recovery) {
 	m.t.Helper()
 	began := time.Now()
 	trace := filepath.Join(m.t.TempDir(), "trace")
-	at := r.at + "#1@" + r.op.first
+	op := operationOf(r.of)
+	at := r.at + "#1@" + op.first
 	m.kill()
 	m.next(at)
-	if err := m.die(r.op); err != nil {
+	if err := m.die(op); err != nil {
 		m.t.Fatalf("%s: %v\n%s", r.name, err, m.log)
 	}
 	m.boot([]string{"DALS_FAILPOINT_TRACE=" + trace})
@@ -286,7 +305,7 @@ func (m *matrix) allStarts(r recovery) {
 	m.kill()
 	m.next(at)
 	for _, point := range points {
-		err := m.die(r.op)
+		err := m.die(op)
 		if err == nil && m.spawn([]string{"DALS_FAILPOINT=" + point}) {
 			// Ready: the point comes in the background, or not at all.
 			var dead bool

@@ -4,75 +4,199 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"time"
 
 	"github.com/dals-host/dals-host/sdk/client"
 )
 
-// operations are what the host is killed over.
-var operations = []operation{forging, failing, retiring, goingDown}
+// The versions of the worker type: "\nchameleon VERSION BEHAVIOUR\n" behind the
+// end of its binary.
+var versions = map[string]string{"1.0.0": "well", "1.1.0": "well", "2.0.0": "fails"}
 
-// recoveries are the starts that die over what an earlier death left.
-var recoveries = []recovery{
-	{"start after a forge", forging, "forge/record/before"},
-	{"start after a retirement", retiring, "stage/demote/after"},
-}
-
-var forging = operation{
-	name: "forge", first: "control/Forge/before",
-	ready: func(m *matrix) error { return m.retire("nora") },
-	run:   func(m *matrix) error { return m.forge("nora", "template", nil) },
-	steps: func(m *matrix) []string { return m.planned("forge/") },
-}
-
-// failing forges a worker that ends before its first heartbeat.
-var failing = operation{
-	name: "undo of a forge", first: "control/Forge/before", from: "undo/",
-	ready: func(*matrix) error { return nil },
-	run: func(m *matrix) error {
-		if err := m.forge("rex", "rogue", map[string]string{"start": "fails"}); err == nil {
-			return errors.New("a worker that fails was forged")
-		}
-		return nil
+// operations are what the host is killed over. The last ends it.
+var operations = []operation{
+	{
+		name: "forge", first: "control/Forge/before", runner: "forge",
+		ready: func(m *matrix) error { return m.retire("nora") },
+		run:   func(m *matrix) error { return m.forge("1.0.0") },
+	},
+	{
+		// Of a worker that ends before its first heartbeat.
+		name: "forge that fails", first: "control/Forge/before", from: "undo/",
+		ready: func(m *matrix) error { return m.retire("nora") },
+		run:   func(m *matrix) error { return must(m.forge("2.0.0")) },
+	},
+	{
+		name: "stop", first: "control/Stop/before",
+		ready: (*matrix).live,
+		run: func(m *matrix) error {
+			_, err := m.client.Stop(m.t.Context(), "nora", 0)
+			return err
+		},
+	},
+	{
+		name: "start", first: "control/Start/before",
+		ready: (*matrix).stopped,
+		run: func(m *matrix) error {
+			_, err := m.client.Start(m.t.Context(), "nora", 0)
+			return err
+		},
+	},
+	{
+		name: "restart", first: "control/Restart/before",
+		ready: (*matrix).live,
+		run: func(m *matrix) error {
+			_, err := m.client.Restart(m.t.Context(), "nora", 0, 0)
+			return err
+		},
+	},
+	{
+		name: "upgrade", first: "control/Upgrade/before", runner: "upgrade",
+		ready: (*matrix).live,
+		run:   func(m *matrix) error { return m.upgrade("") },
+	},
+	{
+		name: "upgrade that fails", first: "control/Upgrade/before", from: "undo/",
+		ready: (*matrix).live,
+		run:   func(m *matrix) error { return must(m.upgrade("2.0.0")) },
+	},
+	{
+		name: "retire", first: "control/Retire/before",
+		ready: (*matrix).live,
+		run:   func(m *matrix) error { return m.retire("nora") },
+	},
+	{
+		name: "down", first: "control/Down/before",
+		ready: (*matrix).live,
+		run: func(m *matrix) error {
+			_, err := m.client.Down(m.t.Context(), 0)
+			return err
+		},
 	},
 }
 
-// imaging is the forge of the first worker from a binary.
+// imaging is the forge of the first worker from a binary, under containerd.
 var imaging = operation{
 	name: "first forge of a type", first: "control/Forge/before", from: "forge/prepare image/before", upto: "forge/prepare image/after",
 	ready: func(m *matrix) error { return errors.Join(m.retire("nora"), m.forgetImages()) },
-	run:   func(m *matrix) error { return m.forge("nora", "template", nil) },
+	run:   func(m *matrix) error { return m.forge("1.0.0") },
 }
 
-var retiring = operation{
-	name: "retire", first: "control/Retire/before",
-	ready: func(m *matrix) error { return m.forge("nora", "template", nil) },
-	run:   func(m *matrix) error { return m.retire("nora") },
+// recoveries are the starts that die over what an earlier death left.
+var recoveries = []recovery{
+	{"start after a forge", "forge", "forge/record/before"},
+	{"start after an upgrade", "upgrade", "upgrade/record/before"},
+	{"start after a stop", "stop", "launch/stop/before"},
+	{"start after a retirement", "retire", "stage/demote/after"},
 }
 
-var goingDown = operation{
-	name: "down", first: "control/Down/before",
-	ready: func(m *matrix) error { return m.forge("nora", "template", nil) },
-	run: func(m *matrix) error {
-		if _, err := m.client.Down(m.t.Context(), 0); err != nil {
-			return err
-		}
-		return nil
-	},
+func operationOf(name string) operation {
+	return operations[slices.IndexFunc(operations, func(op operation) bool { return op.name == name })]
 }
 
-// planned are the steps that a dry run tells of.
-func (m *matrix) planned(area string) []string {
-	m.t.Helper()
-	plan, err := m.client.Forge(context.Background(), client.ForgeRequest{Name: "plan", Type: "template", ClassCode: "A1", DryRun: true})
+// must turns the success of what has to fail into an error.
+func must(err error) error {
+	if err == nil {
+		return errors.New("it did not fail")
+	}
+	return nil
+}
+
+// install drops all versions of the type into the plugins folder.
+func (h *host) install() {
+	h.t.Helper()
+	binary, err := os.ReadFile(filepath.Join(bin, "dals-worker-chameleon"))
+	for version, behaviour := range versions {
+		text := slices.Concat(binary, fmt.Appendf(nil, "\nchameleon %s %s\n", version, behaviour))
+		err = errors.Join(err, os.WriteFile(filepath.Join(h.dir, "plugins", "dals-worker-chameleon-"+version), text, 0o755))
+	}
 	if err != nil {
-		m.t.Fatalf("%v\n%s", err, m.log)
+		h.t.Fatal(err)
 	}
-	steps := make([]string, len(plan.Plan))
-	for i, s := range plan.Plan {
-		steps[i] = area + s.Step
+}
+
+// forge makes a worker, or finds it made.
+func (h *host) forge(version string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	_, err := h.client.Forge(ctx, client.ForgeRequest{Name: "nora", Type: "chameleon", Version: version, ClassCode: "A1"})
+	return err
+}
+
+// retire ends a worker; one that there is not is retired.
+func (h *host) retire(name string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	_, err := h.client.Retire(ctx, name, time.Second)
+	var no *client.Error
+	if errors.As(err, &no) && no.Code == "not_found" {
+		return nil
 	}
-	if len(steps) == 0 {
-		m.t.Fatal(fmt.Errorf("a plan without steps: %+v", plan))
+	return err
+}
+
+// nora is the worker; false when there is none.
+func (h *host) nora() (client.Worker, bool, error) {
+	workers, err := h.client.Workers(h.t.Context(), client.WorkerFilter{})
+	if err != nil || len(workers) == 0 {
+		return client.Worker{}, false, err
+	}
+	return workers[0], true, nil
+}
+
+// live makes the worker one that runs.
+func (m *matrix) live() error {
+	w, found, err := m.nora()
+	switch {
+	case err != nil:
+		return err
+	case !found:
+		return m.forge("1.0.0")
+	case w.State == "stopped":
+		_, err = m.client.Start(m.t.Context(), "nora", 0)
+	}
+	return err
+}
+
+// stopped makes the worker one that does not.
+func (m *matrix) stopped() error {
+	if w, found, err := m.nora(); err != nil || found && w.State == "stopped" {
+		return err
+	}
+	if err := m.live(); err != nil {
+		return err
+	}
+	_, err := m.client.Stop(m.t.Context(), "nora", 0)
+	return err
+}
+
+// upgrade moves the worker to a version, or to the other one of those that are
+// well.
+func (m *matrix) upgrade(version string) error {
+	w, _, err := m.nora()
+	if err != nil {
+		return err
+	}
+	if version == "" {
+		version = map[string]string{"1.0.0": "1.1.0", "1.1.0": "1.0.0"}[w.TypeVersion]
+	}
+	_, err = m.client.Upgrade(m.t.Context(), client.UpgradeRequest{Worker: "nora", Version: version})
+	return err
+}
+
+var stepTaken = regexp.MustCompile(`(\w+) step: .*step="?([^"=]+?)"? took=`)
+
+// stepsTaken are the steps that the host's log tells of.
+func (m *matrix) stepsTaken(runner string) []string {
+	var steps []string
+	for _, line := range stepTaken.FindAllStringSubmatch(m.log.String(), -1) {
+		if line[1] == runner {
+			steps = append(steps, runner+"/"+line[2])
+		}
 	}
 	return steps
 }

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -38,8 +37,7 @@ func run(m *testing.M) int {
 	const module = "github.com/dals-host/dals-host/"
 	for _, b := range [][]string{
 		{"dals-host", "-tags", "failpoint", module + "cmd/dals-host"},
-		{"dals-worker-template", module + "plugins/template"},
-		{"dals-worker-rogue", module + "internal/e2e/rogue"},
+		{"dals-worker-chameleon", module + "internal/e2e/chameleon"},
 	} {
 		build := exec.Command("go", append([]string{"build", "-o", filepath.Join(dir, b[0])}, b[1:]...)...)
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -66,7 +64,7 @@ type host struct {
 
 // newHost makes a data folder with plugins in it. When the test ends the host is
 // taken down, and nothing of it may be left.
-func newHost(t testing.TB, launcher string, plugins ...string) *host {
+func newHost(t testing.TB, launcher string) *host {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "dals-crash-data-")
 	if err != nil {
@@ -76,11 +74,6 @@ func newHost(t testing.TB, launcher string, plugins ...string) *host {
 	t.Cleanup(h.clean)
 	if err := os.Mkdir(filepath.Join(dir, "plugins"), 0o700); err != nil {
 		t.Fatal(err)
-	}
-	for _, name := range plugins {
-		if err := os.Link(filepath.Join(bin, "dals-worker-"+name), filepath.Join(dir, "plugins", "dals-worker-"+name)); err != nil {
-			t.Fatal(err)
-		}
 	}
 	return h
 }
@@ -164,12 +157,12 @@ func (h *host) died(limit time.Duration) (bool, error) {
 	return true, nil
 }
 
-// registered waits until the host knows n types.
-func (h *host) registered(n int) {
+// registered waits until the host knows all versions of the type.
+func (h *host) registered() {
 	h.t.Helper()
 	h.eventually("all types registered", func() error {
 		types, err := h.client.Types(h.t.Context())
-		if err == nil && len(types) < n {
+		if err == nil && len(types) < len(versions) {
 			plugins, _ := h.client.Plugins(h.t.Context())
 			err = fmt.Errorf("%d types; plugins %+v", len(types), plugins)
 		}
@@ -192,7 +185,7 @@ func within(limit time.Duration, check func() error) error {
 		if err == nil || time.Now().After(deadline) {
 			return err
 		}
-		time.Sleep(10 * time.Millisecond) // between two looks
+		time.Sleep(25 * time.Millisecond) // between two looks
 	}
 }
 
@@ -241,40 +234,6 @@ func (h *host) isDead() bool {
 		return true
 	default:
 		return false
-	}
-}
-
-// forge makes a worker, or finds it made.
-func (h *host) forge(name, typ string, config any) error {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	_, err := h.client.Forge(ctx, client.ForgeRequest{Name: name, Type: typ, ClassCode: "A1", Config: config})
-	return err
-}
-
-func (h *host) mustForge(name, typ string) {
-	h.t.Helper()
-	if err := h.forge(name, typ, nil); err != nil {
-		h.t.Fatalf("%v\n%s", err, h.log)
-	}
-}
-
-// retire ends a worker; one that there is not is retired.
-func (h *host) retire(name string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	_, err := h.client.Retire(ctx, name, 0)
-	var no *client.Error
-	if errors.As(err, &no) && no.Code == "not_found" {
-		return nil
-	}
-	return err
-}
-
-func (h *host) mustRetire(name string) {
-	h.t.Helper()
-	if err := h.retire(name); err != nil {
-		h.t.Fatalf("%v\n%s", err, h.log)
 	}
 }
 

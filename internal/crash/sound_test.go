@@ -2,6 +2,7 @@ package crash
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -39,12 +40,31 @@ func (m *matrix) sound() error {
 		if err != nil || len(differences) > 0 {
 			return fmt.Errorf("verify %s: %q, %w", w.WorkerName, differences, err)
 		}
-		ctx, cancel := context.WithTimeout(m.t.Context(), 5*time.Second)
-		_, err = m.client.Send(ctx, client.SendRequest{Worker: w.WorkerName, Kind: "template.echo", Input: map[string]string{"message": "there?"}})
-		cancel()
-		if err != nil {
-			return fmt.Errorf("worker %s does not answer: %w", w.WorkerName, err)
+		if err := m.answers(w); err != nil {
+			return fmt.Errorf("worker %s: %w", w.WorkerName, err)
 		}
+	}
+	return nil
+}
+
+// answers asks a worker what it is, and how often it was asked.
+func (m *matrix) answers(w client.Worker) error {
+	ctx, cancel := context.WithTimeout(m.t.Context(), 5*time.Second)
+	defer cancel()
+	result, err := m.client.Send(ctx, client.SendRequest{Worker: w.WorkerName, Kind: "chameleon.about", Input: struct{}{}})
+	if err != nil {
+		return err
+	}
+	var about struct {
+		Version, Told string
+		Calls         int64
+	}
+	if err := json.Unmarshal(result.Result, &about); err != nil {
+		return err
+	}
+	m.calls[w.WorkerSerial]++
+	if about.Version != w.TypeVersion || about.Told != w.TypeVersion || about.Calls != m.calls[w.WorkerSerial] {
+		return fmt.Errorf("it says %+v; the host says version %s, and %d calls", about, w.TypeVersion, m.calls[w.WorkerSerial])
 	}
 	return nil
 }
@@ -80,10 +100,9 @@ func (m *matrix) settled() error {
 		checks = append(checks, m.boxes)
 	}
 	for _, check := range checks {
-		err = errors.Join(err, check(s))
-	}
-	if err != nil {
-		return err
+		if err := check(s); err != nil {
+			return err
+		}
 	}
 	if _, err = dals.VerifyVault(ctx, m.dir); err != nil {
 		return fmt.Errorf("verify vault: %w", err)
@@ -281,7 +300,7 @@ func (m *matrix) files(s *state) error {
 		}
 		return all
 	}
-	for _, dir := range []string{"workers/.stage", "record/.unfinished"} {
+	for _, dir := range []string{"workers/.stage", "workers/.aside", "record/.unfinished"} {
 		if left := names(dir); len(left) > 0 {
 			fault("left in %s: %q", dir, left)
 		}

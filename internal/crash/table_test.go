@@ -1,8 +1,10 @@
 package crash
 
 import (
+	"cmp"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -55,6 +57,9 @@ func (t *table) took(operation, launcher string, d time.Duration) {
 func (t *table) print(test *testing.T) {
 	var text strings.Builder
 	all := row{operation: "all"}
+	slices.SortFunc(t.rows, func(a, b *row) int {
+		return cmp.Or(cmp.Compare(a.launcher, b.launcher), cmp.Compare(a.operation, b.operation))
+	})
 	fmt.Fprintf(&text, "%-28s %-10s %6s %8s %8s\n", "killed during", "launcher", "points", "failures", "took")
 	for _, r := range append(t.rows, &all) {
 		fmt.Fprintf(&text, "%-28s %-10s %6d %8d %8s\n", r.operation, r.launcher, r.tried, r.failed, r.took.Round(100*time.Millisecond))

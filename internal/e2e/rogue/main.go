@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -12,11 +11,6 @@ import (
 
 	"github.com/dals-host/dals-host/sdk"
 )
-
-// config says how a worker misbehaves from its beginning.
-type config struct {
-	Start string `json:"start"` // "": not at all; "fails", or "hangs" without a sign of life
-}
 
 type amount struct {
 	N int `json:"n"`
@@ -27,9 +21,7 @@ type text struct {
 }
 
 func main() {
-	conf := &config{}
 	sdk.Serve(sdk.Type{
-		Config: conf, Open: func(ctx context.Context, _ *sdk.Worker) error { return conf.start(ctx) },
 		Name: "rogue", Version: "1.0.0", Family: "RG", Summary: "Misbehaves on request.",
 		Tasks: []sdk.Task{
 			sdk.Func("rogue.panic", "Panics.", panics),
@@ -40,16 +32,6 @@ func main() {
 			sdk.Func("rogue.count", "Counts its calls in state/.", count),
 		},
 	})
-}
-
-func (c *config) start(ctx context.Context) error {
-	switch c.Start {
-	case "fails":
-		return errors.New("as asked")
-	case "hangs":
-		<-ctx.Done()
-	}
-	return ctx.Err()
 }
 
 func panics(context.Context, amount) (text, error) { panic("as asked") }
