@@ -203,8 +203,16 @@ func (b backend) Down(ctx context.Context, timeout time.Duration) (int, error) {
 	if timeout == 0 {
 		timeout = defaultDownTimeout
 	}
+	if !b.goingDown.CompareAndSwap(false, true) {
+		select { // somebody else is at it
+		case <-b.isDown:
+			return 0, nil
+		case <-ctx.Done():
+			return 0, fmt.Errorf("wait for the host to go down: %w", ctx.Err())
+		}
+	}
 	ctx = context.WithoutCancel(ctx)
-	defer b.downing.Do(func() { close(b.isDown) })
+	defer close(b.isDown)
 	b.forge.Freeze()
 	b.supervisor.Close()
 	running, err := b.launcher.List(ctx)

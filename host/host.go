@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gofrs/flock"
@@ -83,10 +84,10 @@ type Host struct {
 	mirrors    *mirrors
 	collecting sync.Mutex // held by a collection of garbage
 
-	closers []func() error // in the order of opening
-	ready   chan struct{}
-	downing sync.Once
-	isDown  chan struct{} // closed once Down is done
+	closers   []func() error // in the order of opening
+	ready     chan struct{}
+	goingDown atomic.Bool
+	isDown    chan struct{} // closed once Down is done
 }
 
 // New opens the data folder and everything in it. It starts nothing but the

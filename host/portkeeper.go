@@ -172,10 +172,12 @@ func (k *portKeeper) degraded() []string {
 
 func (k *portKeeper) close() error {
 	k.mu.Lock()
-	defer k.mu.Unlock()
-	for _, l := range k.held {
+	held := k.held
+	k.held = map[worker.Serial]*ports.Listener{}
+	k.mu.Unlock()
+	// Without the lock: a request that is being answered may want it.
+	for _, l := range held {
 		_ = l.Close() // a closed listener has no news
 	}
-	clear(k.held)
 	return nil
 }

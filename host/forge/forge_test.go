@@ -426,7 +426,7 @@ func TestFewAtATime(t *testing.T) {
 	}
 	<-full
 	late := nora
-	late.Timeout = time.Millisecond
+	late.Timeout = time.Second
 	if _, err := r.forge.Forge(t.Context(), late); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "wait for the forges before it") {
 		t.Errorf("one more than %d: %v", n, err)
 	}

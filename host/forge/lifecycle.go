@@ -88,16 +88,22 @@ func (f *Forge) Restart(ctx context.Context, serial worker.Serial, grace, timeou
 		defer cancel()
 		return f.startStopped(ctx, w)
 	}
-	if w, err = f.turnTo(ctx, w, worker.StateRestarting, "", "somebody asked for it"); err != nil {
+	f.Keeper.Release(serial) // first: it must not find the worker restarting, and fail it
+	restarting, err := f.turnTo(ctx, w, worker.StateRestarting, "", "somebody asked for it")
+	if err != nil {
+		f.Keeper.Keep(w)
 		return w, fmt.Errorf("record: %w", err)
 	}
-	f.Keeper.Release(serial)
-	if err := f.restart(ctx, w, graceOr(grace), within); err != nil {
-		w.StateReason = err.Error()
-		f.keepRestarting(w)
-		return w, worker.Hint(fmt.Errorf("%w; the host goes on trying", err), hintOr(err, "read its log: dals-host logs "+w.Name))
+	w = restarting
+	if err = f.restart(ctx, w, graceOr(grace), within); err == nil {
+		var live worker.Worker
+		if live, err = f.goLive(ctx, w, record.WorkerRestarted, "somebody asked for it"); err == nil {
+			return live, nil
+		}
 	}
-	return f.goLive(ctx, w, record.WorkerRestarted, "somebody asked for it")
+	w.StateReason = err.Error()
+	f.keepRestarting(w)
+	return w, worker.Hint(fmt.Errorf("%w; the host goes on trying", err), hintOr(err, "read its log: dals-host logs "+w.Name))
 }
 
 // restart ends a worker and brings it up. Its session stays: what the worker has

@@ -83,10 +83,41 @@ func (f *Forge) settleAside(ctx context.Context, w worker.Worker) error {
 		return fmt.Errorf("neither folder of worker %s is the one that the registry knows: %w", w.Name, err)
 	}
 	f.Logger.Warn("putting back the folder that the registry knows", "worker", w.Name, "serial", w.Serial)
+	f.Keeper.Release(w.Serial)
 	if err := f.end(ctx, w, 0); err != nil {
 		return err
 	}
-	return f.Stage.PutBack(w.Serial, kept...)
+	if err := f.Stage.PutBack(w.Serial, kept...); err != nil {
+		return err
+	}
+	if w.State != worker.StateLive && w.State != worker.StateRestarting {
+		return nil
+	}
+	w, err := f.turnTo(context.WithoutCancel(ctx), w, worker.StateRestarting, "", "its own folder was put back")
+	if err == nil {
+		f.keepRestarting(w)
+	}
+	return err
+}
+
+// expectNoAside settles what an earlier upgrade left of the worker. It is an
+// error where that is more than an old folder to remove: the worker is then not
+// what it seemed to be.
+func (f *Forge) expectNoAside(ctx context.Context, w worker.Worker) error {
+	root, err := f.Stage.OpenAside(w.Serial)
+	if errors.Is(err, worker.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(root.Close(), f.settleAside(ctx, w)); err != nil {
+		return err
+	}
+	if now, err := f.Registry.Worker(ctx, w.Serial); err != nil || now.State != w.State {
+		return errors.Join(err, fmt.Errorf("its old folder was put back just now: %w", worker.ErrConflict))
+	}
+	return nil
 }
 
 // isFolderOf says whether a folder's manifest is the one that the registry knows.

@@ -37,9 +37,8 @@ func (f *Forge) Upgrade(ctx context.Context, serial worker.Serial, r UpgradeRequ
 		return was, was.TypeVersion, err
 	}
 	defer j.release()
-	// What an earlier upgrade left when it was done.
-	if err := f.Stage.DropAside(serial); err != nil {
-		return was, "", err
+	if err := f.expectNoAside(ctx, was); err != nil {
+		return was, "", worker.Hint(fmt.Errorf("settle an earlier upgrade: %w", err), "run dals-host restart "+was.Name+", then try again")
 	}
 	within, cancel := context.WithTimeout(ctx, j.grace+stopLimit+readyLimit+j.within)
 	defer cancel()

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"syscall"
 	"time"
 
 	"github.com/dals-host/dals-host/host/record"
@@ -23,8 +25,8 @@ func (s *Supervisor) revive(ctx context.Context, w worker.Worker, p *pace, why s
 			return ctx.Err()
 		case errors.Is(err, worker.ErrCorrupt):
 			return s.fail(ctx, w, err)
-		case !errors.Is(err, worker.ErrUnavailable):
-			p.count++ // a launcher that is away is not the worker's failure
+		case !errors.Is(err, worker.ErrUnavailable) && !isOfDisk(err):
+			p.count++ // a launcher that is away, or a full disk, is not the worker's failure
 		}
 		if err == nil {
 			return s.note(ctx, w, worker.StateLive, record.WorkerRestarted, "")
@@ -33,6 +35,12 @@ func (s *Supervisor) revive(ctx context.Context, w worker.Worker, p *pace, why s
 		s.Logger.Warn("worker did not come back; trying again", "worker", w.Name, "serial", w.Serial, "error", err)
 	}
 	return s.fail(ctx, w, fmt.Errorf("%d restarts without %s of health: %s", p.count, p.healthy, why))
+}
+
+// isOfDisk says whether it is the disk that an attempt failed for.
+func isOfDisk(err error) bool {
+	return slices.ContainsFunc([]syscall.Errno{syscall.ENOSPC, syscall.EDQUOT, syscall.EROFS, syscall.EIO},
+		func(e syscall.Errno) bool { return errors.Is(err, e) })
 }
 
 // inTurn restarts the worker when few enough others are being restarted.

@@ -152,6 +152,10 @@ func (l *Launcher) Discard(ctx context.Context, binary string) error {
 	if err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("delete image: %w", family(err))
 	}
+	// The binary first: a root folder that has it counts as whole.
+	if err := os.Remove(filepath.Join(l.rootfs(binary), binaryName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("delete root folder: %w", err)
+	}
 	if err := os.RemoveAll(l.rootfs(binary)); err != nil {
 		return fmt.Errorf("delete root folder: %w", err)
 	}
