@@ -49,7 +49,7 @@ test-as-root:
 	@$(MAKE) build plugins
 	$(GO) vet ./...
 	@mkdir -p .tmp
-	DALS_CRASH_TABLE='$(CURDIR)/.tmp/crash.txt' CGO_ENABLED=1 $(GO) test -race -shuffle=on -count=1 -timeout=15m ./... | tee .tmp/test.log
+	DALS_CRASH_TABLE='$(CURDIR)/.tmp/crash.txt' CGO_ENABLED=1 $(GO) test -race -shuffle=on -count=1 -timeout=40m ./... | tee .tmp/test.log
 	@grep -q '^ok .*s$$' .tmp/test.log || { echo 'make test: no test ran' >&2; exit 1; }
 	@cat .tmp/crash.txt
 
