@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -86,7 +87,7 @@ func (h *host) spawn(env []string, wrap ...string) (ready bool) {
 		_ = h.client.Close()
 		h.client = nil
 	}
-	args := append(wrap, filepath.Join(bin, "dals-host"), "--data-dir", h.dir, "--log-level", "debug", "serve", "--launcher", h.launcher)
+	args := slices.Concat(wrap, []string{filepath.Join(bin, "dals-host"), "--data-dir", h.dir, "--log-level", "debug", "serve", "--launcher", h.launcher})
 	h.cmd, h.log, h.ended = exec.Command(args[0], args[1:]...), &lockedBuffer{}, make(chan struct{})
 	h.cmd.Env, h.cmd.Stderr = append(os.Environ(), env...), h.log
 	stdout, err := h.cmd.StdoutPipe()

@@ -311,7 +311,7 @@ func (m *matrix) files(s *state) error {
 	for _, name := range names("workers/instances") {
 		serial, isMirror := strings.CutPrefix(strings.TrimSuffix(name, ".json"), "worker_")
 		_, alive := s.workers[serial]
-		if !alive && !(isMirror && s.given[serial]) {
+		if !alive && (!isMirror || !s.given[serial]) {
 			fault("folder of an unknown worker: %s", name)
 		}
 	}

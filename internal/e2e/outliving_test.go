@@ -94,8 +94,11 @@ func (h *host) mirrored(serial, state string) {
 			return err
 		}
 		var w client.Worker
-		if err := json.Unmarshal(text, &w); err != nil || w.State != state {
-			return fmt.Errorf("state %q, %v", w.State, err)
+		if err := json.Unmarshal(text, &w); err != nil {
+			return err
+		}
+		if w.State != state {
+			return fmt.Errorf("state %q", w.State)
 		}
 		return nil
 	})
