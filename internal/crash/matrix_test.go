@@ -29,6 +29,9 @@ func TestMatrix(t *testing.T) {
 		})
 	}
 	kill("containerd", imaging.name, func(m *matrix) { m.all(imaging) })
+	for _, name := range []string{"forge", "upgrade", "retire"} {
+		kill("containerd", "containerd dies: "+name, func(m *matrix) { m.withoutContainerd(operationOf(name)) })
+	}
 	for _, launcher := range []string{"containerd", "process"} {
 		for _, op := range operations {
 			kill(launcher, op.name, func(m *matrix) { m.all(op) })

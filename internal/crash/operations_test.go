@@ -119,11 +119,13 @@ func (h *host) install() {
 	}
 }
 
-// forge makes a worker, or finds it made.
-func (h *host) forge(version string) error {
+// forge makes the worker, or finds it made.
+func (h *host) forge(version string) error { return h.forgeAs("nora", version) }
+
+func (h *host) forgeAs(name, version string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	_, err := h.client.Forge(ctx, client.ForgeRequest{Name: "nora", Type: "chameleon", Version: version, ClassCode: "A1"})
+	_, err := h.client.Forge(ctx, client.ForgeRequest{Name: name, Type: "chameleon", Version: version, ClassCode: "A1"})
 	return err
 }
 
@@ -142,10 +144,11 @@ func (h *host) retire(name string) error {
 // nora is the worker; false when there is none.
 func (h *host) nora() (client.Worker, bool, error) {
 	workers, err := h.client.Workers(h.t.Context(), client.WorkerFilter{})
-	if err != nil || len(workers) == 0 {
+	i := slices.IndexFunc(workers, func(w client.Worker) bool { return w.WorkerName == "nora" })
+	if i < 0 {
 		return client.Worker{}, false, err
 	}
-	return workers[0], true, nil
+	return workers[i], true, nil
 }
 
 // live makes the worker one that runs.

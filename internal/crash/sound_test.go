@@ -24,8 +24,10 @@ import (
 // sound checks, some time after a start, that every worker that there is is
 // whole, that nothing is left of those that are not, and that the record tells
 // the truth.
-func (m *matrix) sound() error {
-	if err := within(15*time.Second, m.settled); err != nil {
+func (m *matrix) sound() error { return m.soundWithin(15 * time.Second) }
+
+func (m *matrix) soundWithin(limit time.Duration) error {
+	if err := within(limit, m.settled); err != nil {
 		return err
 	}
 	workers, err := m.client.Workers(m.t.Context(), client.WorkerFilter{})
