@@ -114,6 +114,7 @@ type Forge struct {
 	leases leases
 	frozen sync.RWMutex  // held for reading by whatever changes workers
 	slots  chan struct{} // full when no more workers may be in the making
+	left   chan struct{} // holds one word when something was left open
 }
 
 // forgesPerCPU bounds how many workers are in the making at a time: beyond a few
@@ -123,7 +124,7 @@ const forgesPerCPU = 8
 
 // New makes a Forge.
 func New(c Config) *Forge {
-	return &Forge{Config: c, slots: make(chan struct{}, forgesPerCPU*runtime.GOMAXPROCS(0))}
+	return &Forge{Config: c, slots: make(chan struct{}, forgesPerCPU*runtime.GOMAXPROCS(0)), left: make(chan struct{}, 1)}
 }
 
 // Request asks for one worker.
@@ -323,6 +324,7 @@ func (f *Forge) undo(ctx context.Context, j *job, done []step) error {
 		if err != nil {
 			// What is left of the worker stays in the journal, and its numbers stay
 			// taken, until Run or the next start succeeds.
+			f.leave()
 			return fmt.Errorf("undo %s: %w", d.name, err)
 		}
 	}

@@ -438,3 +438,26 @@ func TestFewAtATime(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestSettledSoon: what cannot be undone because the launcher is away is undone
+// soon after that is back, not at the next round half a minute later.
+func TestSettledSoon(t *testing.T) {
+	r := newRig(t)
+	r.noBeat, r.launcher.stuck = errInjected, worker.ErrUnavailable
+	if _, err := r.forge.Forge(t.Context(), nora); !errors.Is(err, worker.ErrUnavailable) {
+		t.Fatal(err)
+	}
+	r.launcher.stuck = nil
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- r.forge.Run(ctx) }()
+	for r.count(record.Void) == 0 && ctx.Err() == nil {
+		time.Sleep(10 * time.Millisecond) // between two looks
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	r.nothingLeft("settled soon", 0)
+}

@@ -163,6 +163,7 @@ func (f *Forge) halt(ctx context.Context, w worker.Worker, grace time.Duration) 
 	ctx, cancel := context.WithTimeout(ctx, grace+stopLimit)
 	defer cancel()
 	if err := f.Launcher.Stop(ctx, w.Serial, grace); err != nil {
+		f.leave()
 		return fmt.Errorf("stop: %w", err)
 	}
 	f.Sessions.Detach(ctx, w.Serial)

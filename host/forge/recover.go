@@ -11,8 +11,12 @@ import (
 	"github.com/dals-host/dals-host/host/worker"
 )
 
-// settleEvery spaces the attempts to end what could not be ended at once.
-const settleEvery = 30 * time.Second
+// What could not be ended at once is tried again soon, because most often a
+// containerd that has died is back by then, and after growing pauses.
+const (
+	settleSoon  = time.Second
+	settleEvery = 30 * time.Second
+)
 
 // Recover brings every worker that an earlier host left half made, half upgraded
 // or half retired to an end, and ends what still runs of those that are not to
@@ -153,17 +157,34 @@ func (f *Forge) inTurn(ctx context.Context, serial worker.Serial, do func(worker
 
 // Run tries again, until ctx ends, what could not be undone or retired.
 func (f *Forge) Run(ctx context.Context) error {
-	ticker := time.NewTicker(settleEvery)
-	defer ticker.Stop()
+	pause := settleEvery
 	for {
 		select {
-		case <-ticker.C:
-			if err := f.Recover(ctx); err != nil && ctx.Err() == nil {
-				f.Logger.Warn("not all that was left open could be settled", "error", err)
-			}
+		case <-f.left:
+			pause = settleSoon
+			continue
 		case <-ctx.Done():
 			return nil
+		case <-time.After(pause):
 		}
+		pause = min(2*pause, settleEvery)
+		if err := f.Recover(ctx); err == nil {
+			pause = settleEvery
+		} else if ctx.Err() == nil {
+			f.Logger.Warn("not all that was left open could be settled", "error", err)
+		}
+		select { // what it could not end itself is no news
+		case <-f.left:
+		default:
+		}
+	}
+}
+
+// leave has Run try again soon.
+func (f *Forge) leave() {
+	select {
+	case f.left <- struct{}{}:
+	default:
 	}
 }
 

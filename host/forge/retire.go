@@ -46,7 +46,11 @@ func (f *Forge) Retire(ctx context.Context, serial worker.Serial, grace time.Dur
 	if err != nil || w.State == worker.StateRetired {
 		return w, err
 	}
-	return f.finishRetire(ctx, w, graceOr(grace))
+	w, err = f.finishRetire(ctx, w, graceOr(grace))
+	if err != nil {
+		f.leave()
+	}
+	return w, err
 }
 
 // finishRetire removes all that a retiring worker has. Every part of it may
