@@ -73,6 +73,9 @@ func (h *Host) openKeys(ctx context.Context) error {
 	if err != nil && !first {
 		return err
 	}
+	if err := keyring.Sweep(h.paths.keys); err != nil {
+		return err
+	}
 	if h.keys, err = keyring.Open(keyring.Config{Dir: h.paths.keys, First: first}); err != nil {
 		return err
 	}

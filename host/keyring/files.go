@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/dals-host/dals-host/host/internal/failpoint"
@@ -17,6 +18,27 @@ import (
 
 // maxKeyFile is more than any key file has.
 const maxKeyFile = 4 << 10
+
+// unfinished begins the names of files that a crash may leave.
+const unfinished = ".new-"
+
+// Sweep removes from the folder of keys what a start that was killed has left:
+// there may be a key in it. It is for who has the data folder alone.
+func Sweep(dir string) error {
+	names, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, e := range names {
+		if strings.HasPrefix(e.Name(), unfinished) {
+			err = errors.Join(err, os.Remove(filepath.Join(dir, e.Name())))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("sweep keys: %w", err)
+	}
+	return nil
+}
 
 func createSeed(path string) error {
 	seed := make([]byte, seedSize)
@@ -81,12 +103,12 @@ func createOperator(path string) (bool, error) {
 }
 
 // createOnce makes a file with all of data, durable, or leaves the one that is
-// there. A crash leaves at most a temporary file beside it.
+// there. A crash leaves at most a temporary file beside it, for Sweep.
 func createOnce(path string, data []byte) (created bool, err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return false, err
 	}
-	tmp, err := os.CreateTemp(filepath.Dir(path), ".new-")
+	tmp, err := os.CreateTemp(filepath.Dir(path), unfinished)
 	if err != nil {
 		return false, err
 	}

@@ -231,3 +231,23 @@ func leaks(s string, k Key) bool {
 	part := []byte(k.Private()[:3])
 	return strings.Contains(s, hex.EncodeToString(part)) || strings.Contains(s, strings.Trim(fmt.Sprintf("%d", part), "[]"))
 }
+
+// TestSweep: of what is in the folder only the unfinished goes.
+func TestSweep(t *testing.T) {
+	dir := t.TempDir()
+	if err := Sweep(filepath.Join(dir, "none")); err != nil {
+		t.Errorf("a folder that is not there yet: %v", err)
+	}
+	for _, name := range []string{SeedFile, OperatorFile, ".new-123", "note"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := Sweep(dir); err != nil {
+		t.Fatal(err)
+	}
+	left, err := os.ReadDir(dir)
+	if err != nil || len(left) != 3 || left[0].Name() != SeedFile {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
