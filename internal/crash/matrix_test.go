@@ -22,17 +22,21 @@ func TestMatrix(t *testing.T) {
 	table := &table{}
 	var g errgroup.Group
 	g.SetLimit(atOnce)
-	kill := func(launcher, name string, run func(*matrix)) {
+	begin := func(launcher, name string, run func(*testing.T)) {
 		g.Go(func() error {
-			t.Run(launcher+"/"+name, func(t *testing.T) { run(newMatrix(t, launcher, table)) })
+			t.Run(launcher+"/"+name, run)
 			return nil
 		})
+	}
+	kill := func(launcher, name string, run func(*matrix)) {
+		begin(launcher, name, func(t *testing.T) { run(newMatrix(t, launcher, table)) })
 	}
 	kill("containerd", imaging.name, func(m *matrix) { m.all(imaging) })
 	for _, name := range []string{"forge", "upgrade", "retire"} {
 		kill("containerd", "containerd dies: "+name, func(m *matrix) { m.withoutContainerd(operationOf(name)) })
 	}
 	for _, launcher := range []string{"containerd", "process"} {
+		begin(launcher, "first start", func(t *testing.T) { firstStarts(t, launcher, table) })
 		for _, op := range operations {
 			kill(launcher, op.name, func(m *matrix) { m.all(op) })
 		}
@@ -59,9 +63,9 @@ type matrix struct {
 func newMatrix(t *testing.T, launcher string, table *table) *matrix {
 	t.Helper()
 	m := &matrix{host: newHost(t, launcher), table: table, before: &lockedBuffer{}, calls: map[string]int64{}}
-	m.install()
+	m.install(versions)
 	m.boot(nil)
-	m.registered()
+	m.registered(len(versions))
 	for version, behaviour := range versions { // the first of each makes the image
 		if err := m.forge(version); (err == nil) != (behaviour == "well") {
 			t.Fatalf("forge %s: %v\n%s", version, err, m.log)

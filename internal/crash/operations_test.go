@@ -106,8 +106,8 @@ func must(err error) error {
 	return nil
 }
 
-// install drops all versions of the type into the plugins folder.
-func (h *host) install() {
+// install drops versions of the type into the plugins folder.
+func (h *host) install(versions map[string]string) {
 	h.t.Helper()
 	binary, err := os.ReadFile(filepath.Join(bin, "dals-worker-chameleon"))
 	for version, behaviour := range versions {

@@ -158,12 +158,12 @@ func (h *host) died(limit time.Duration) (bool, error) {
 	return true, nil
 }
 
-// registered waits until the host knows all versions of the type.
-func (h *host) registered() {
+// registered waits until the host knows n versions of the type.
+func (h *host) registered(n int) {
 	h.t.Helper()
 	h.eventually("all types registered", func() error {
 		types, err := h.client.Types(h.t.Context())
-		if err == nil && len(types) < len(versions) {
+		if err == nil && len(types) < n {
 			plugins, _ := h.client.Plugins(h.t.Context())
 			err = fmt.Errorf("%d types; plugins %+v", len(types), plugins)
 		}
@@ -193,6 +193,9 @@ func within(limit time.Duration, check func() error) error {
 // clean takes the host down and looks for leftovers.
 func (h *host) clean() {
 	h.t.Helper()
+	if _, err := os.Stat(h.dir); err != nil {
+		return // it has been called before
+	}
 	if h.cmd == nil {
 		_ = os.RemoveAll(h.dir)
 		return

@@ -103,11 +103,11 @@ func uncovered(events []event, dropped string) (durable int, faults []string) {
 func watched(t *testing.T, launcher string) []event {
 	t.Helper()
 	h := newHost(t, launcher)
-	h.install()
+	h.install(versions)
 	out, trace := filepath.Join(t.TempDir(), "strace"), filepath.Join(t.TempDir(), "trace")
 	h.boot([]string{"DALS_FAILPOINT_TRACE=" + trace}, "strace", "-f", "-b", "execve", "-y", "-s", "200", "-o", out, "-e", "signal=none",
 		"-e", "trace=fsync,fdatasync,sync,syncfs,sync_file_range,rename,renameat,renameat2,link,linkat,write")
-	h.registered()
+	h.registered(len(versions))
 	m := &matrix{host: h}
 	for _, op := range operations {
 		if err := op.ready(m); err != nil {
