@@ -2,16 +2,13 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"strings"
 	"sync"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/dals-host/dals-host/host/worker"
 	"github.com/dals-host/dals-host/sdk/client"
 )
 
@@ -36,10 +33,12 @@ type failedForge struct {
 }
 
 // forgeMany forges the workers NAME-1 to NAME-count. One that fails does not keep
-// the others from being made.
+// the others from being made. An interruption lets none begin; those on their way
+// finish, so that what is said of them is what became of them.
 func (a *app) forgeMany(ctx context.Context, c *client.Client, r client.ForgeRequest, count int) error {
 	results := make([]result, count)
 	bar := a.newBar(count)
+	defer context.AfterFunc(ctx, bar.interrupt)()
 	var g errgroup.Group
 	g.SetLimit(forgesAtOnce)
 	for i := range results {
@@ -48,7 +47,7 @@ func (a *app) forgeMany(ctx context.Context, c *client.Client, r client.ForgeReq
 		results[i].name = one.Name
 		g.Go(func() error {
 			if results[i].err = ctx.Err(); results[i].err == nil {
-				results[i].made, results[i].err = c.Forge(ctx, one)
+				results[i].made, results[i].err = c.Forge(context.WithoutCancel(ctx), one)
 			}
 			bar.step(results[i].err != nil)
 			return nil
@@ -56,9 +55,6 @@ func (a *app) forgeMany(ctx context.Context, c *client.Client, r client.ForgeReq
 	}
 	_ = g.Wait() // each tells for itself
 	bar.end()
-	if ctx.Err() != nil {
-		lookAgain(ctx, c, results)
-	}
 	return a.showMany(ctx, results)
 }
 
@@ -67,26 +63,6 @@ type result struct {
 	name string
 	made client.Forged
 	err  error
-}
-
-// lookAgain finds the workers that were made all the same: an interruption may
-// come between the host's last step and its answer.
-func lookAgain(ctx context.Context, c *client.Client, results []result) {
-	const enough = 5 * time.Second
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), enough)
-	defer cancel()
-	workers, err := c.Workers(ctx, client.WorkerFilter{})
-	if err != nil {
-		return // they are told of as not made, and found by the same command again
-	}
-	for _, w := range workers {
-		for i := range results {
-			r := &results[i]
-			if r.name == w.WorkerName && w.State != string(worker.StateForging) && errors.Is(r.err, context.Canceled) {
-				r.made, r.err = client.Forged{Worker: w}, nil
-			}
-		}
-	}
 }
 
 func (a *app) showMany(ctx context.Context, results []result) error {
@@ -168,6 +144,16 @@ func (b *bar) step(failed bool) {
 	if b.missed > 0 {
 		fmt.Fprintf(b.a.stderr, ", %d not made", b.missed)
 	}
+}
+
+// interrupt says why the command does not end at once.
+func (b *bar) interrupt() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.on {
+		fmt.Fprintln(b.a.stderr)
+	}
+	b.a.message("interrupted: finishing the workers on their way; interrupt again to leave them to the host")
 }
 
 func (b *bar) end() {
