@@ -198,8 +198,13 @@ const (
 
 // Down ends every worker, then what the launcher runs, then the host, whatever
 // could not be ended: a host that has begun to go down cannot serve on. The
-// timeout runs for all of them at the same time. The workers stay in the registry: the next host on this folder starts them again.
+// timeout runs first for what is being done to workers, then for all workers at
+// the same time. The workers stay in the registry: the next host on this folder
+// starts them again.
 func (b backend) Down(ctx context.Context, timeout time.Duration) (int, error) {
+	if err := forge.CheckWait("timeout", timeout); err != nil {
+		return 0, err
+	}
 	if timeout == 0 {
 		timeout = defaultDownTimeout
 	}
@@ -213,13 +218,24 @@ func (b backend) Down(ctx context.Context, timeout time.Duration) (int, error) {
 	}
 	ctx = context.WithoutCancel(ctx)
 	defer close(b.isDown)
-	b.forge.Freeze()
+	freezing, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	cut := b.forge.Freeze(freezing)
 	b.supervisor.Close()
-	running, err := b.launcher.List(ctx)
+	n, err := b.endWorkers(ctx, timeout)
+	return n, errors.Join(err, cut)
+}
+
+// endWorkers ends every worker, then what the launcher runs, and says how many
+// workers there were.
+func (b backend) endWorkers(ctx context.Context, timeout time.Duration) (int, error) {
+	listing, cancel := context.WithTimeout(ctx, downLimit)
+	defer cancel()
+	running, err := b.launcher.List(listing)
 	if err != nil {
 		return 0, fmt.Errorf("list workers: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout+downLimit+time.Duration(len(running))*downEach)
+	ctx, cancel = context.WithTimeout(ctx, timeout+downLimit+time.Duration(len(running))*downEach)
 	defer cancel()
 	var g errgroup.Group
 	g.SetLimit(downAtOnce)

@@ -28,7 +28,6 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -112,7 +111,7 @@ type Forge struct {
 	Config
 	turns  turn.Keys[string] // by name
 	leases leases
-	frozen sync.RWMutex  // held for reading by whatever changes workers
+	work   *underWay
 	slots  chan struct{} // full when no more workers may be in the making
 	left   chan struct{} // holds one word when something was left open
 }
@@ -124,7 +123,7 @@ const forgesPerCPU = 8
 
 // New makes a Forge.
 func New(c Config) *Forge {
-	return &Forge{Config: c, slots: make(chan struct{}, forgesPerCPU*runtime.GOMAXPROCS(0)), left: make(chan struct{}, 1)}
+	return &Forge{Config: c, work: newUnderWay(), slots: make(chan struct{}, forgesPerCPU*runtime.GOMAXPROCS(0)), left: make(chan struct{}, 1)}
 }
 
 // Request asks for one worker.
@@ -260,36 +259,11 @@ func (f *Forge) Forge(ctx context.Context, r Request) (Result, error) {
 	return Result{Worker: j.worker}, nil
 }
 
-// take waits for the turn at a name. While the forge is frozen nobody gets one.
-func (f *Forge) take(ctx context.Context, name string) (done func(), err error) {
-	if !f.frozen.TryRLock() {
-		return nil, worker.Hint(fmt.Errorf("the host is going down: %w", worker.ErrUnavailable), "try again on the next host")
-	}
-	back, err := f.turns.Take(ctx, name)
-	if err != nil {
-		f.frozen.RUnlock()
-		return nil, fmt.Errorf("wait for another call about %s: %w", name, err)
-	}
-	return func() { back(); f.frozen.RUnlock() }, nil
-}
-
-// enter waits until few enough workers are in the making.
-func (f *Forge) enter(ctx context.Context) (leave func(), err error) {
-	select {
-	case f.slots <- struct{}{}:
-		return func() { <-f.slots }, nil
-	case <-ctx.Done():
-		return nil, worker.Hint(fmt.Errorf("wait for the forges before it: %w", ctx.Err()), "try again, or give it more time with --timeout")
-	}
-}
-
-// Freeze waits until nothing is being forged or retired, and lets nothing begin
-// any more.
-func (f *Forge) Freeze() { f.frozen.Lock() }
-
 // run goes through the steps, and back when one fails. The failed step is
 // undone too: it may have done half of its work.
 func (f *Forge) run(ctx context.Context, j *job, steps []step) error {
+	ctx, cancel := until(ctx, f.work.over)
+	defer cancel()
 	for i, s := range steps {
 		began := time.Now()
 		err := ctx.Err()
@@ -299,7 +273,7 @@ func (f *Forge) run(ctx context.Context, j *job, steps []step) error {
 			failpoint.Hit(j.what, s.name, "after")
 		}
 		if err != nil {
-			j.why = fmt.Errorf("%s: %w", s.name, err)
+			j.why = fmt.Errorf("%s: %w", s.name, because(ctx, err))
 			defer j.close()
 			return errors.Join(j.why, f.undo(ctx, j, steps[:i+1]))
 		}

@@ -326,23 +326,6 @@ func TestUndoIsTriedAgain(t *testing.T) {
 	r.nothingLeft("undone later", 0)
 }
 
-// TestFreeze: a host that goes down begins nothing any more.
-func TestFreeze(t *testing.T) {
-	r := newRig(t)
-	made, err := r.forge.Forge(t.Context(), nora)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.forge.Freeze()
-	other := nora
-	other.Name = "other"
-	_, forged := r.forge.Forge(t.Context(), other)
-	_, retired := r.forge.Retire(t.Context(), made.Worker.Serial, 0)
-	if !errors.Is(forged, worker.ErrUnavailable) || !errors.Is(retired, worker.ErrUnavailable) {
-		t.Errorf("forge: %v; retire: %v", forged, retired)
-	}
-}
-
 func TestRetire(t *testing.T) {
 	r := newRig(t)
 	made, err := r.forge.Forge(t.Context(), nora)

@@ -15,6 +15,19 @@ import (
 // names no time: enough to finish what is in flight.
 const DefaultGrace = 10 * time.Second
 
+// MaxWait is the longest grace or timeout that a caller may ask for: what is under
+// way holds up whoever wants something of the same worker.
+const MaxWait = time.Hour
+
+// CheckWait refuses a grace or a timeout that is longer than MaxWait. what is its
+// name.
+func CheckWait(what string, d time.Duration) error {
+	if d <= MaxWait {
+		return nil
+	}
+	return worker.Hint(fmt.Errorf("%s of %s, at most %s: %w", what, d, MaxWait, worker.ErrInvalid), "give a shorter --"+what)
+}
+
 func graceOr(grace time.Duration) time.Duration {
 	if grace > 0 {
 		return grace
@@ -27,6 +40,9 @@ func graceOr(grace time.Duration) time.Duration {
 // counts. Stopping a stopped worker changes nothing. When ctx ends after the stop
 // has begun it goes through all the same.
 func (f *Forge) Stop(ctx context.Context, serial worker.Serial, grace time.Duration) (worker.Worker, error) {
+	if err := CheckWait("grace", grace); err != nil {
+		return worker.Worker{}, err
+	}
 	w, done, err := f.hold(ctx, serial)
 	if err != nil {
 		return w, err
@@ -47,6 +63,9 @@ func (f *Forge) Stop(ctx context.Context, serial worker.Serial, grace time.Durat
 // that does not become healthy in time, or before ctx ends, is ended again and
 // stays what it was. Starting a live worker changes nothing.
 func (f *Forge) Start(ctx context.Context, serial worker.Serial, timeout time.Duration) (worker.Worker, error) {
+	if err := CheckWait("timeout", timeout); err != nil {
+		return worker.Worker{}, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, Request{Timeout: timeout}.timeout())
 	defer cancel()
 	w, done, err := f.hold(ctx, serial)
@@ -76,6 +95,9 @@ func (f *Forge) startStopped(ctx context.Context, w worker.Worker) (worker.Worke
 // after it has begun it goes through all the same. A worker that was live and
 // does not come back stays the Keeper's, which goes on trying.
 func (f *Forge) Restart(ctx context.Context, serial worker.Serial, grace, timeout time.Duration) (worker.Worker, error) {
+	if err := errors.Join(CheckWait("grace", grace), CheckWait("timeout", timeout)); err != nil {
+		return worker.Worker{}, err
+	}
 	w, done, err := f.hold(ctx, serial)
 	if err != nil {
 		return w, err
@@ -111,7 +133,7 @@ func (f *Forge) Restart(ctx context.Context, serial worker.Serial, grace, timeou
 func (f *Forge) restart(ctx context.Context, w worker.Worker, grace, within time.Duration) error {
 	ending, cancel := context.WithTimeout(ctx, grace+stopLimit)
 	defer cancel()
-	if err := f.Launcher.Stop(ending, w.Serial, grace); err != nil {
+	if err := f.stopWorker(ending, w.Serial, grace); err != nil {
 		return fmt.Errorf("stop: %w", err)
 	}
 	ctx, cancel = context.WithTimeout(ctx, within)
@@ -162,7 +184,7 @@ func exists(w worker.Worker) error {
 func (f *Forge) halt(ctx context.Context, w worker.Worker, grace time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, grace+stopLimit)
 	defer cancel()
-	if err := f.Launcher.Stop(ctx, w.Serial, grace); err != nil {
+	if err := f.stopWorker(ctx, w.Serial, grace); err != nil {
 		f.leave()
 		return fmt.Errorf("stop: %w", err)
 	}
@@ -173,9 +195,11 @@ func (f *Forge) halt(ctx context.Context, w worker.Worker, grace time.Duration) 
 // bringUp runs a worker until its first heartbeat. One that does not come so far
 // is ended again.
 func (f *Forge) bringUp(ctx context.Context, w worker.Worker) error {
-	err := f.runAgain(ctx, w)
+	patient, cancel := until(ctx, f.work.over)
+	defer cancel()
+	err := f.runAgain(patient, w)
 	if err != nil {
-		err = errors.Join(err, f.halt(context.WithoutCancel(ctx), w, 0))
+		err = errors.Join(because(patient, err), f.halt(context.WithoutCancel(ctx), w, 0))
 	}
 	return err
 }

@@ -25,8 +25,10 @@ func (r Request) check() error {
 	if err := worker.CheckName(r.Name); err != nil {
 		return err
 	}
-	_, err := worker.ParseClassCode(r.ClassCode)
-	return err
+	if _, err := worker.ParseClassCode(r.ClassCode); err != nil {
+		return err
+	}
+	return CheckWait("timeout", r.Timeout)
 }
 
 // newJob checks the request against its type and says what worker it would make.

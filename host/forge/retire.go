@@ -23,6 +23,9 @@ const stopLimit = 30 * time.Second
 // DefaultGrace. Retiring a retired worker changes nothing. When ctx ends after
 // the retirement has begun it goes through all the same.
 func (f *Forge) Retire(ctx context.Context, serial worker.Serial, grace time.Duration) (worker.Worker, error) {
+	if err := CheckWait("grace", grace); err != nil {
+		return worker.Worker{}, err
+	}
 	w, err := f.Registry.Worker(ctx, serial)
 	if err != nil {
 		return w, err

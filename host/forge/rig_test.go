@@ -49,6 +49,7 @@ type rig struct {
 	others   map[string]string // digests of the type's other versions
 	noBeat   error             // what AwaitHeartbeat answers
 	onBeat   func()            // what it does first
+	silent   bool              // it answers when its context ends
 }
 
 func newRig(t *testing.T) *rig {
@@ -143,7 +144,7 @@ func (r *rig) AwaitHeartbeat(ctx context.Context, s worker.Serial, _ time.Time) 
 	if r.onBeat != nil {
 		r.onBeat()
 	}
-	if r.launcher.exit != nil || r.launcher.isBad(s) {
+	if r.silent || r.launcher.exit != nil || r.launcher.isBad(s) {
 		<-ctx.Done()
 		return ctx.Err()
 	}
@@ -206,6 +207,7 @@ type fakeLauncher struct {
 	name    string                   // empty for fake
 	stuck   error                    // what Stop answers
 	bad     string                   // digest of a plugin that ends as soon as it is started
+	lingers bool                     // a worker takes all the grace that it gets
 }
 
 func (l *fakeLauncher) Wait(ctx context.Context, s worker.Serial) (launch.Exit, error) {
@@ -263,7 +265,14 @@ func (l *fakeLauncher) Start(_ context.Context, s worker.Serial) error {
 	return errors.Join(err, log.Close())
 }
 
-func (l *fakeLauncher) Stop(_ context.Context, s worker.Serial, _ time.Duration) error {
+func (l *fakeLauncher) Stop(ctx context.Context, s worker.Serial, grace time.Duration) error {
+	if l.lingers && grace > 0 {
+		select {
+		case <-time.After(grace):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if _, known := l.running[s]; known && l.stuck == nil {

@@ -27,6 +27,9 @@ type UpgradeRequest struct {
 // back. A worker that was stopped is run to see that it is healthy, and stopped
 // again. Where version and configuration are the worker's own nothing is done.
 func (f *Forge) Upgrade(ctx context.Context, serial worker.Serial, r UpgradeRequest) (w worker.Worker, from string, err error) {
+	if err := errors.Join(CheckWait("grace", r.Grace), CheckWait("timeout", r.Timeout)); err != nil {
+		return worker.Worker{}, "", err
+	}
 	was, done, err := f.hold(ctx, serial)
 	if err != nil {
 		return was, "", err
