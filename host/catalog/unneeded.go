@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 )
 
 // Stored is a binary in the store that no plugin needs: no file in a plugins
@@ -21,16 +22,18 @@ type Stored struct {
 // collection is a call of Collect on its way to Run's goroutine.
 type collection struct {
 	choose func([]Stored) []string
+	taken  *atomic.Bool // by who was first: Run's goroutine to begin it, or its caller to withdraw it
 	done   chan error
 }
 
 // Collect deletes from the store those of the binaries that no plugin needs which
 // choose picks, by digest. While choose runs nothing is verified, probed or
 // registered, so it may decide by what else it knows; it must be quick, and must
-// not call Collect. Run must be running. A file that comes back with bytes that
-// were deleted is stored again, without another probe.
+// not call Collect. Run must be running. When ctx ends before choose has begun,
+// it never runs; once it has, Collect returns after it. A file that comes back
+// with bytes that were deleted is stored again, without another probe.
 func (c *Catalog) Collect(ctx context.Context, choose func(unneeded []Stored) []string) error {
-	request := collection{choose, make(chan error, 1)}
+	request := collection{choose, new(atomic.Bool), make(chan error, 1)}
 	select {
 	case c.collections <- request:
 	case <-ctx.Done():
@@ -40,7 +43,10 @@ func (c *Catalog) Collect(ctx context.Context, choose func(unneeded []Stored) []
 	case err := <-request.done:
 		return err
 	case <-ctx.Done():
-		return fmt.Errorf("wait for the catalog: %w", ctx.Err())
+		if request.taken.CompareAndSwap(false, true) {
+			return fmt.Errorf("wait for the catalog: %w", ctx.Err())
+		}
+		return <-request.done
 	}
 }
 
@@ -51,6 +57,9 @@ func (k *keeper) collect() {
 		return
 	}
 	for _, request := range k.collecting {
+		if !request.taken.CompareAndSwap(false, true) {
+			continue // withdrawn
+		}
 		request.done <- k.collectFor(request)
 		k.hurried = true // whatever had to wait
 	}

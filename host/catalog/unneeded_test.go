@@ -3,8 +3,10 @@ package catalog
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"os"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -97,6 +99,58 @@ func TestCollectInARace(t *testing.T) {
 			}
 			return nil
 		})
+	}
+}
+
+// TestCollectIsWithdrawn: a call whose context ends never runs its choose after it
+// has returned: the race detector watches chosen.
+func TestCollectIsWithdrawn(t *testing.T) {
+	t.Parallel()
+	r := startRig(t)
+	gave := 0
+	for deadline := time.Now().Add(20 * time.Second); gave < 20; {
+		if time.Now().After(deadline) {
+			t.Fatalf("only %d calls gave up", gave)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		chosen := false
+		err := r.catalog.Collect(ctx, func([]Stored) []string {
+			cancel()
+			time.Sleep(time.Millisecond) // for the caller to be gone
+			chosen = true
+			return nil
+		})
+		if err != nil || !chosen {
+			t.Fatalf("begun: %v, chosen %t", err, chosen)
+		}
+		// And one that gives up before, or just as, it begins.
+		ctx, cancel = context.WithTimeout(t.Context(), time.Duration(rand.IntN(100))*time.Microsecond)
+		chosen = false
+		err = r.catalog.Collect(ctx, func([]Stored) []string { chosen = true; return nil })
+		if (err == nil) != chosen {
+			t.Fatalf("given up: %v, chosen %t", err, chosen)
+		}
+		if err != nil {
+			gave++
+		}
+		cancel()
+	}
+}
+
+// TestCollectGivesUpBehindAJob: a call that waits for a probe to end goes with its
+// context, and is not answered after it.
+func TestCollectGivesUpBehindAJob(t *testing.T) {
+	t.Parallel()
+	r := startRig(t)
+	k := &keeper{catalog: r.catalog, store: r.catalog.store, working: 1}
+	request := collection{func([]Stored) []string { t.Error("chosen"); return nil }, new(atomic.Bool), make(chan error, 1)}
+	k.collecting = []collection{request}
+	k.collect()
+	request.taken.Store(true) // as Collect withdraws it
+	k.working = 0
+	k.collect()
+	if len(k.collecting) != 0 || len(request.done) != 0 {
+		t.Errorf("left %v, answered %d", k.collecting, len(request.done))
 	}
 }
 
