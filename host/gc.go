@@ -35,25 +35,12 @@ func (b backend) CollectGarbage(ctx context.Context, dryRun bool) ([]control.Gar
 	defer b.collecting.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, garbageLimit)
 	defer cancel()
-	found := []control.Garbage{}
-	var errs []error
-	take := func(all []waste) {
-		for _, w := range all {
-			if !dryRun {
-				if err := w.delete(); err != nil {
-					errs = append(errs, fmt.Errorf("delete %s %s: %w", w.Kind, w.Name, err))
-					continue
-				}
-				b.Logger.Info("garbage deleted", "kind", w.Kind, "name", w.Name, "bytes", w.Bytes, "reason", w.Reason)
-			}
-			found = append(found, w.Garbage)
-		}
-	}
-	errs = append(errs, b.collectBinaries(ctx, take))
+	found, err := b.collectBinaries(ctx, dryRun)
+	errs := []error{err}
 	for _, find := range []func(context.Context) ([]waste, error){b.idleStages, b.leftOfTheDead} {
 		all, err := find(ctx)
-		errs = append(errs, err)
-		take(all)
+		gone, kept := b.dispose(all, dryRun)
+		found, errs = append(found, gone...), append(errs, err, kept)
 	}
 	slices.SortStableFunc(found, func(x, y control.Garbage) int {
 		return cmp.Or(cmp.Compare(x.Kind, y.Kind), cmp.Compare(x.Name, y.Name))
@@ -61,46 +48,73 @@ func (b backend) CollectGarbage(ctx context.Context, dryRun bool) ([]control.Gar
 	return found, errors.Join(errs...)
 }
 
+// dispose deletes waste, but for a dry run, and says what of it is gone.
+func (b backend) dispose(all []waste, dryRun bool) ([]control.Garbage, error) {
+	gone, errs := []control.Garbage{}, []error(nil)
+	for _, w := range all {
+		if !dryRun {
+			if err := w.delete(); err != nil {
+				errs = append(errs, fmt.Errorf("delete %s %s: %w", w.Kind, w.Name, err))
+				continue
+			}
+			b.Logger.Info("garbage deleted", "kind", w.Kind, "name", w.Name, "bytes", w.Bytes, "reason", w.Reason)
+		}
+		gone = append(gone, w.Garbage)
+	}
+	return gone, errors.Join(errs...)
+}
+
 // collectBinaries takes the binaries that no worker type, worker or job needs, and
 // what was made of them. Meanwhile no plugin is registered, and no job takes up a
 // binary.
-func (b backend) collectBinaries(ctx context.Context, take func([]waste)) (err error) {
-	collected := b.catalog.Collect(ctx, func(unneeded []catalog.Stored) (drop []string) {
-		err = b.forge.Collect(func(leased func(string) bool) error {
-			needed, err := b.neededBinaries(ctx)
-			if err != nil {
-				return err
-			}
-			made, err := b.launcher.Artifacts(ctx)
-			if err != nil {
-				return err
-			}
-			free := func(digest string) bool { return !needed[digest] && !leased(digest) }
-			for _, a := range made { // who uses one that the registry does not know is left alone
-				needed[a.Digest] = needed[a.Digest] || a.InUse
-			}
-			for _, a := range made {
-				if free(a.Digest) {
-					take([]waste{{
-						control.Garbage{Kind: a.Kind, Name: a.Name, Bytes: a.Bytes, Reason: "no worker type and no worker uses its binary"},
-						func() error { return b.launcher.Discard(ctx, a.Digest) },
-					}})
-				}
-			}
-			for _, s := range unneeded {
-				if !free(s.Digest) {
-					continue
-				}
-				take([]waste{{
-					control.Garbage{Kind: "binary", Name: s.Digest, Bytes: s.Bytes, Reason: whyUnneeded(s)},
-					func() error { drop = append(drop, s.Digest); return nil },
-				}})
-			}
-			return nil
-		})
+func (b backend) collectBinaries(ctx context.Context, dryRun bool) (gone []control.Garbage, err error) {
+	collected := b.catalog.Collect(ctx, func(unneeded []catalog.Stored) []string {
+		var drop []string
+		gone, drop, err = b.dropBinaries(ctx, unneeded, dryRun)
 		return drop
 	})
-	return errors.Join(err, collected)
+	return gone, errors.Join(err, collected)
+}
+
+// dropBinaries deletes, but for a dry run, what was made of the binaries that
+// nobody needs, and says which of the unneeded ones are to be deleted with it.
+func (b backend) dropBinaries(ctx context.Context, unneeded []catalog.Stored, dryRun bool) (gone []control.Garbage, drop []string, err error) {
+	leased, resume, err := b.forge.Leased(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer resume()
+	needed, err := b.neededBinaries(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	made, err := b.launcher.Artifacts(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	free := func(digest string) bool { return !needed[digest] && leased[digest] == 0 }
+	for _, a := range made { // who uses one that the registry does not know is left alone
+		needed[a.Digest] = needed[a.Digest] || a.InUse
+	}
+	var all []waste
+	for _, a := range made {
+		if free(a.Digest) {
+			all = append(all, waste{
+				control.Garbage{Kind: a.Kind, Name: a.Name, Bytes: a.Bytes, Reason: "no worker type and no worker uses its binary"},
+				func() error { return b.launcher.Discard(ctx, a.Digest) },
+			})
+		}
+	}
+	for _, s := range unneeded {
+		if free(s.Digest) {
+			all = append(all, waste{
+				control.Garbage{Kind: "binary", Name: s.Digest, Bytes: s.Bytes, Reason: whyUnneeded(s)},
+				func() error { drop = append(drop, s.Digest); return nil },
+			})
+		}
+	}
+	gone, err = b.dispose(all, dryRun)
+	return gone, drop, err
 }
 
 func whyUnneeded(s catalog.Stored) string {

@@ -110,7 +110,7 @@ type UIDRange struct{ Low, High int }
 type Forge struct {
 	Config
 	turns  turn.Keys[string] // by name
-	leases leases
+	leases *leases
 	work   *underWay
 	slots  chan struct{} // full when no more workers may be in the making
 	left   chan struct{} // holds one word when something was left open
@@ -123,7 +123,7 @@ const forgesPerCPU = 8
 
 // New makes a Forge.
 func New(c Config) *Forge {
-	return &Forge{Config: c, work: newUnderWay(), slots: make(chan struct{}, forgesPerCPU*runtime.GOMAXPROCS(0)), left: make(chan struct{}, 1)}
+	return &Forge{Config: c, leases: newLeases(), work: newUnderWay(), slots: make(chan struct{}, forgesPerCPU*runtime.GOMAXPROCS(0)), left: make(chan struct{}, 1)}
 }
 
 // Request asks for one worker.

@@ -1,9 +1,11 @@
 package forge
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/dals-host/dals-host/host/worker"
 )
@@ -14,15 +16,13 @@ func TestLease(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	digest := fmt.Sprintf("%064x", 7)
-	leased := func() (is bool) {
-		err := r.forge.Collect(func(leased func(string) bool) error {
-			is = leased(digest)
-			return nil
-		})
+	leased := func() bool {
+		all, resume, err := r.forge.Leased(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		return is
+		defer resume()
+		return all[digest] > 0
 	}
 	if leased() {
 		t.Error("leased by nobody")
@@ -53,5 +53,36 @@ func TestLease(t *testing.T) {
 	}
 	if _, err := r.forge.Retire(t.Context(), made.Worker.Serial, 0); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestLookupDuringACollection: a job waits for a collection only as long as its
+// caller does. One that ends meanwhile does not wait, and what it needed is spared.
+func TestLookupDuringACollection(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	_, release, err := r.forge.lookup(t.Context(), "template", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	leased, resume, err := r.forge.Leased(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	release()
+	if leased[fmt.Sprintf("%064x", 7)] != 1 {
+		t.Errorf("leased %v", leased)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if _, err := r.forge.Forge(ctx, nora); !errors.Is(err, context.DeadlineExceeded) || worker.HintOf(err) == "" {
+		t.Errorf("forge: %v", err)
+	}
+	if _, _, err := r.forge.Leased(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("another collection: %v", err)
+	}
+	resume()
+	if _, err := r.forge.Forge(t.Context(), nora); err != nil {
+		t.Error(err)
 	}
 }
