@@ -137,6 +137,23 @@ func (f *Forge) take(ctx context.Context, name string) (done func(), err error) 
 		}
 		return nil, worker.Hint(fmt.Errorf("wait for another call about %s: %w", name, err), "try again when that has ended")
 	}
+	return f.begin(name, back)
+}
+
+// errBusy says that somebody else has the turn.
+var errBusy = fmt.Errorf("another call about it is under way: %w", worker.ErrConflict)
+
+// tryTake takes the turn at a name, or is errBusy.
+func (f *Forge) tryTake(name string) (done func(), err error) {
+	back, ok := f.turns.TryTake(name)
+	if !ok {
+		return nil, errBusy
+	}
+	return f.begin(name, back)
+}
+
+// begin begins what has the turn at a name.
+func (f *Forge) begin(name string, back func()) (done func(), err error) {
 	if !f.work.begin(name) {
 		back()
 		return nil, errFrozen

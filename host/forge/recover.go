@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/dals-host/dals-host/host/registry"
@@ -23,27 +24,35 @@ const (
 // run. It runs before the first Forge. What cannot be ended now is told in the
 // error and tried again by Run.
 func (f *Forge) Recover(ctx context.Context) error {
+	_, err := f.settleAll(ctx)
+	return err
+}
+
+// settleAll does what Recover does to all workers of which nobody has the turn,
+// and says whether somebody had one.
+func (f *Forge) settleAll(ctx context.Context) (busy bool, err error) {
 	var errs []error
 	for _, state := range []worker.State{worker.StateForging, worker.StateUpgrading, worker.StateRetiring} {
 		open, err := f.Registry.Workers(ctx, registry.Filter{State: state})
 		if err != nil {
-			return fmt.Errorf("read workers that are %s: %w", state, err)
+			return false, fmt.Errorf("read workers that are %s: %w", state, err)
 		}
 		for _, w := range open {
 			errs = append(errs, f.settle(ctx, w))
 		}
 	}
-	return errors.Join(append(errs, f.endStopped(ctx), f.settleAsides(ctx))...)
+	errs = slices.Concat(errs, f.endStopped(ctx), f.settleAsides(ctx))
+	isBusy := func(err error) bool { return errors.Is(err, errBusy) }
+	return slices.ContainsFunc(errs, isBusy), errors.Join(slices.DeleteFunc(errs, isBusy)...)
 }
 
 // endStopped ends the workers that run and are not to, and settles what an
 // earlier host left of their end, or of their beginning.
-func (f *Forge) endStopped(ctx context.Context) error {
+func (f *Forge) endStopped(ctx context.Context) (errs []error) {
 	created, err := f.Launcher.List(ctx)
 	if err != nil {
-		return fmt.Errorf("list workers: %w", err)
+		return []error{fmt.Errorf("list workers: %w", err)}
 	}
-	var errs []error
 	for _, s := range created {
 		if s.Running || s.Unsettled {
 			errs = append(errs, f.inTurn(ctx, s.Serial, func(w worker.Worker) error {
@@ -55,16 +64,15 @@ func (f *Forge) endStopped(ctx context.Context) error {
 			}))
 		}
 	}
-	return errors.Join(errs...)
+	return errs
 }
 
 // settleAsides removes the old folders that finished upgrades have left.
-func (f *Forge) settleAsides(ctx context.Context) error {
+func (f *Forge) settleAsides(ctx context.Context) (errs []error) {
 	left, err := f.Stage.Asides()
 	if err != nil {
-		return err
+		return []error{err}
 	}
-	var errs []error
 	for _, serial := range left {
 		errs = append(errs, f.inTurn(ctx, serial, func(w worker.Worker) error {
 			if w.State == worker.StateUpgrading {
@@ -73,7 +81,7 @@ func (f *Forge) settleAsides(ctx context.Context) error {
 			return f.settleAside(ctx, w)
 		}))
 	}
-	return errors.Join(errs...)
+	return errs
 }
 
 // settleAside removes the old folder of a worker whose folder is the one that the
@@ -134,13 +142,14 @@ func isFolderOf(open func(worker.Serial) (*os.Root, error), w worker.Worker) err
 	return isManifestOf(root, w)
 }
 
-// inTurn does something about a worker as it is when its turn comes. Of one that
-// the registry does not know nothing is done.
+// inTurn does something about a worker as it is, if nobody else has its turn: the
+// others are not to wait for that. Of one that the registry does not know nothing
+// is done.
 func (f *Forge) inTurn(ctx context.Context, serial worker.Serial, do func(worker.Worker) error) error {
 	w, err := f.Registry.Worker(ctx, serial)
 	if err == nil {
 		var done func()
-		if done, err = f.take(ctx, w.Name); err != nil {
+		if done, err = f.tryTake(w.Name); err != nil {
 			return err
 		}
 		defer done()
@@ -155,7 +164,8 @@ func (f *Forge) inTurn(ctx context.Context, serial worker.Serial, do func(worker
 	return do(w)
 }
 
-// Run tries again, until ctx ends, what could not be undone or retired.
+// Run tries again, until ctx ends or the forge is frozen, what could not be undone
+// or retired.
 func (f *Forge) Run(ctx context.Context) error {
 	pause := settleEvery
 	for {
@@ -165,13 +175,19 @@ func (f *Forge) Run(ctx context.Context) error {
 			continue
 		case <-ctx.Done():
 			return nil
+		case <-f.work.frozen:
+			return nil
 		case <-time.After(pause):
 		}
 		pause = min(2*pause, settleEvery)
-		if err := f.Recover(ctx); err == nil {
-			pause = settleEvery
-		} else if ctx.Err() == nil {
+		busy, err := f.settleAll(ctx)
+		switch {
+		case err != nil && ctx.Err() == nil:
 			f.Logger.Warn("not all that was left open could be settled", "error", err)
+		case busy: // whoever had the turn may have said meanwhile that something is left
+			continue
+		default:
+			pause = settleEvery
 		}
 		select { // what it could not end itself is no news
 		case <-f.left:
@@ -188,8 +204,7 @@ func (f *Forge) leave() {
 	}
 }
 
-// settle ends one open row, if it is still open when its turn comes: whatever is
-// running has the turn.
+// settle ends one open row, if it is still open: whatever is running has the turn.
 func (f *Forge) settle(ctx context.Context, w worker.Worker) error {
 	return f.inTurn(ctx, w.Serial, func(w worker.Worker) error {
 		switch w.State {

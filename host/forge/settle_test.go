@@ -1,11 +1,14 @@
 package forge
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
+	"github.com/dals-host/dals-host/host/record"
 	"github.com/dals-host/dals-host/host/worker"
 )
 
@@ -74,4 +77,50 @@ func TestPutBackUnderTheKeeper(t *testing.T) {
 	if asides, err := r.stage.Asides(); err != nil || len(asides) > 0 {
 		t.Errorf("left aside: %v, %v", asides, err)
 	}
+}
+
+// TestSettlingDoesNotWait: what somebody is busy with holds up nobody else's
+// settling, and its turn comes later.
+func TestSettlingDoesNotWait(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	w := r.forged()
+	r.noBeat, r.launcher.stuck = errInjected, errors.New("stuck")
+	otto := Request{Name: "otto", Type: "template", ClassCode: "A1"}
+	if _, err := r.forge.Forge(t.Context(), otto); !errors.Is(err, r.launcher.stuck) {
+		t.Fatal(err)
+	}
+	r.launcher.stuck = nil
+	r.set(w.Serial, worker.StateStopped, "") // and it runs: somebody is stopping it
+	nora, err := r.forge.take(t.Context(), w.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.forge.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if r.count(record.Void) != 1 || !r.launcher.running[w.Serial] {
+		t.Errorf("%d voids, nora runs %t", r.count(record.Void), r.launcher.running[w.Serial])
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ended := make(chan error, 1)
+	r.forge.leave()
+	go func() { ended <- r.forge.Run(ctx) }()
+	nora()
+	for deadline := time.Now().Add(20 * time.Second); r.runs(w.Serial); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("it was not ended later")
+		}
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+func (r *rig) runs(s worker.Serial) bool {
+	r.launcher.mu.Lock()
+	defer r.launcher.mu.Unlock()
+	return r.launcher.running[s]
 }

@@ -31,6 +31,18 @@ func (k *Keys[K]) Take(ctx context.Context, key K) (done func(), err error) {
 	}
 }
 
+// TryTake takes key's turn if nobody has it.
+func (k *Keys[K]) TryTake(key K) (done func(), ok bool) {
+	q := k.join(key)
+	select {
+	case q.token <- struct{}{}:
+		return func() { <-q.token; k.leave(key, q) }, true
+	default:
+		k.leave(key, q)
+		return nil, false
+	}
+}
+
 func (k *Keys[K]) join(key K) *queue {
 	k.mu.Lock()
 	defer k.mu.Unlock()

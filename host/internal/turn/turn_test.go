@@ -52,3 +52,28 @@ func TestTakeEndsWithContext(t *testing.T) {
 	}
 	done()
 }
+
+func TestTryTake(t *testing.T) {
+	t.Parallel()
+	var keys Keys[int]
+	done, ok := keys.TryTake(1)
+	if !ok {
+		t.Fatal("nobody had the turn")
+	}
+	if _, ok := keys.TryTake(1); ok {
+		t.Fatal("took a taken turn")
+	}
+	if other, ok := keys.TryTake(2); !ok {
+		t.Error("another key's turn was taken")
+	} else {
+		other()
+	}
+	done()
+	if done, ok = keys.TryTake(1); !ok {
+		t.Fatal("the turn was given back")
+	}
+	done()
+	if len(keys.turns) != 0 {
+		t.Fatalf("%d idle keys are kept", len(keys.turns))
+	}
+}
