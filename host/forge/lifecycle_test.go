@@ -285,6 +285,7 @@ func TestRetireFromEveryState(t *testing.T) {
 		if len(r.launcher.running)+len(r.kept)+len(r.held) != 0 {
 			t.Errorf("%s: left: %v %v %v", state, r.launcher.running, r.kept, r.held)
 		}
+		r.noJournal(w.Serial)
 		for _, dir := range []string{".stage", ".aside", "instances"} {
 			if left, err := os.ReadDir(filepath.Join(r.dir, "workers", dir)); err != nil || len(left) != 0 {
 				t.Errorf("%s: left in %s: %v, %v", state, dir, left, err)

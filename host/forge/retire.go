@@ -81,6 +81,9 @@ func (f *Forge) finishRetire(ctx context.Context, w worker.Worker, grace time.Du
 		if err := tx.UpdateWorker(w); err != nil {
 			return err
 		}
+		if err := tx.DeleteMeta(beforeKey(w.Serial)); err != nil {
+			return err
+		}
 		if err := tx.QuarantinePort(w.Port, now.Add(portQuarantine)); err != nil {
 			return err
 		}

@@ -49,6 +49,7 @@ type rig struct {
 	others   map[string]string // digests of the type's other versions
 	noBeat   error             // what AwaitHeartbeat answers
 	onBeat   func()            // what it does first
+	onLookup func()            // what Lookup does first
 	silent   bool              // it answers when its context ends
 }
 
@@ -112,6 +113,9 @@ func (r *rig) checkpoint() ([]byte, uint64) {
 }
 
 func (r *rig) Lookup(_ context.Context, name, version string) (Type, error) {
+	if r.onLookup != nil {
+		r.onLookup()
+	}
 	current, digest := cmp.Or(r.version, "1.2.3"), cmp.Or(r.digest, fmt.Sprintf("%064x", 7))
 	if other, ok := r.others[version]; ok {
 		current, digest = version, other

@@ -227,33 +227,30 @@ func (j *job) outcome() worker.State {
 // transaction.
 func (f *Forge) record(ctx context.Context, j *job) error {
 	j.worker.State = j.outcome()
-	return f.commit(ctx, j.worker, record.Entry{Kind: record.Forge, Worker: record.FieldsOf(j.worker)})
+	return f.Registry.Update(context.WithoutCancel(ctx), func(tx *registry.Tx) error {
+		return commit(tx, j.worker, record.Entry{Kind: record.Forge, Worker: record.FieldsOf(j.worker)})
+	})
 }
 
 // commit writes a worker's row and the entry that tells of all its fields: what it
 // tells of is live, so one that is stopped is told of once more.
-func (f *Forge) commit(ctx context.Context, w worker.Worker, e record.Entry) error {
+func commit(tx *registry.Tx, w worker.Worker, e record.Entry) error {
+	if err := tx.UpdateWorker(w); err != nil {
+		return err
+	}
 	entries := []record.Entry{e}
 	if w.State == worker.StateStopped {
 		entries = append(entries, record.Entry{Kind: record.WorkerStopped, Worker: record.NameOf(w)})
 	}
-	lines := make([][]byte, len(entries))
-	for i, e := range entries {
-		var err error
+	for _, e := range entries {
 		e.At = time.Now()
-		if lines[i], err = e.Encode(); err != nil {
+		line, err := e.Encode()
+		if err != nil {
+			return err
+		}
+		if _, err := tx.Append(line); err != nil {
 			return err
 		}
 	}
-	return f.Registry.Update(context.WithoutCancel(ctx), func(tx *registry.Tx) error {
-		if err := tx.UpdateWorker(w); err != nil {
-			return err
-		}
-		for _, line := range lines {
-			if _, err := tx.Append(line); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	return nil
 }

@@ -127,7 +127,7 @@ func (f *Forge) upgradeSteps() []step {
 }
 
 // before is what a worker was when its upgrade began: an undo makes it that
-// again. It is written with the state upgrading, and means nothing without it.
+// again. It is written with the state upgrading, and goes with it.
 type before struct {
 	State  worker.State `json:"state"`
 	Reason string       `json:"reason"`
@@ -138,18 +138,22 @@ func beforeKey(serial worker.Serial) string { return "before_upgrade/" + string(
 // openUpgrade opens the journal: from here on the worker is upgrading, until
 // recordUpgrade or closeUpgrade.
 func (f *Forge) openUpgrade(ctx context.Context, j *job) error {
-	text, err := json.Marshal(before{j.was.State, j.was.StateReason})
-	if err != nil {
-		return err
-	}
 	defer f.Changed(j.was.Serial)
 	// Not the caller's context: whether the row was written must be known.
 	j.opened = true
 	return f.Registry.Update(context.WithoutCancel(ctx), func(tx *registry.Tx) error {
-		if err := tx.SetMeta(beforeKey(j.was.Serial), string(text)); err != nil {
+		w, err := tx.Worker(j.was.Serial) // its Keeper may have changed its state just now
+		if err != nil {
 			return err
 		}
-		return tx.SetState(j.was.Serial, worker.StateUpgrading, "from "+j.was.TypeVersion+" to "+j.worker.TypeVersion)
+		text, err := json.Marshal(before{w.State, w.StateReason})
+		if err != nil {
+			return err
+		}
+		if err := tx.SetMeta(beforeKey(w.Serial), string(text)); err != nil {
+			return err
+		}
+		return tx.SetState(w.Serial, worker.StateUpgrading, "from "+w.TypeVersion+" to "+j.worker.TypeVersion)
 	})
 }
 
@@ -176,14 +180,32 @@ func (f *Forge) closeUpgrade(ctx context.Context, j *job) error {
 		if err != nil || w.State != worker.StateUpgrading {
 			return err
 		}
+		if err := tx.DeleteMeta(beforeKey(w.Serial)); err != nil {
+			return err
+		}
 		return tx.SetState(w.Serial, was.State, was.Reason)
 	})
 }
 
 // recordUpgrade is the commit point: the row says what the worker has become, and
-// the record with it, in one transaction.
+// the record with it, in one transaction. What an upgrade does not change stays as
+// the row has it.
 func (f *Forge) recordUpgrade(ctx context.Context, j *job) error {
-	return f.commit(ctx, j.worker, record.Entry{Kind: record.Upgrade, Worker: record.FieldsOf(j.worker), Reason: "from " + j.was.TypeVersion})
+	return f.Registry.Update(context.WithoutCancel(ctx), func(tx *registry.Tx) error {
+		w, err := tx.Worker(j.worker.Serial)
+		if err != nil {
+			return err
+		}
+		from, next := w.TypeVersion, j.worker
+		w.TypeVersion, w.PluginDigest, w.Config = next.TypeVersion, next.PluginDigest, next.Config
+		w.ImageDigest, w.ManifestSHA256 = next.ImageDigest, next.ManifestSHA256
+		w.State, w.StateReason = next.State, next.StateReason
+		j.worker = w
+		if err := tx.DeleteMeta(beforeKey(w.Serial)); err != nil {
+			return err
+		}
+		return commit(tx, w, record.Entry{Kind: record.Upgrade, Worker: record.FieldsOf(w), Reason: "from " + from})
+	})
 }
 
 // comeBack runs the version that an undone upgrade has put back, if it ran

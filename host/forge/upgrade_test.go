@@ -81,11 +81,20 @@ func (r *rig) isVersion(was worker.Worker, version string) worker.Worker {
 			r.t.Errorf("left in %s: %v, %v", dir, left, err)
 		}
 	}
+	r.noJournal(w.Serial)
 	if w.Serial != was.Serial || w.Model != was.Model || w.LedgerCode != was.LedgerCode || w.Port != was.Port || w.UID != was.UID ||
 		!bytes.Equal(w.PublicKey, was.PublicKey) || w.RequestSHA256 != was.RequestSHA256 || !w.CreatedAt.Equal(was.CreatedAt) {
 		r.t.Errorf("was %+v, is %+v", was, w)
 	}
 	return w
+}
+
+// noJournal checks that no upgrade of the worker is open.
+func (r *rig) noJournal(s worker.Serial) {
+	r.t.Helper()
+	if text, err := r.registry.Meta(r.t.Context(), beforeKey(s)); !errors.Is(err, worker.ErrNotFound) {
+		r.t.Errorf("the journal of an upgrade was left: %s, %v", text, err)
+	}
 }
 
 // isBack checks that an upgrade has left no trace in the worker.
@@ -157,6 +166,43 @@ func TestUpgrade(t *testing.T) {
 				t.Errorf("the request that made it: %+v, %v", existing, err)
 			}
 		})
+	}
+}
+
+// TestUpgradeOfWhatChanges: what the Keeper has made of a worker between the
+// request and the journal is what an undo brings back, and what an upgrade that
+// succeeds keeps.
+func TestUpgradeOfWhatChanges(t *testing.T) {
+	t.Parallel()
+	for _, fails := range []bool{false, true} {
+		r, was := upgradable(t, worker.StateLive)
+		r.onLookup = func() {
+			err := r.registry.Update(t.Context(), func(tx *registry.Tx) error {
+				w, err := tx.Worker(was.Serial)
+				w.Restarts, w.State, w.StateReason = 7, worker.StateFailed, "it was lost"
+				return errors.Join(err, tx.UpdateWorker(w))
+			})
+			if err != nil {
+				t.Error(err)
+			}
+			r.launcher.mu.Lock()
+			defer r.launcher.mu.Unlock()
+			r.launcher.running[was.Serial] = false
+		}
+		if fails {
+			r.launcher.bad = digest2
+		}
+		w, _, err := r.forge.Upgrade(t.Context(), was.Serial, UpgradeRequest{Version: "2.0.0"})
+		row := r.row(was.Serial)
+		switch {
+		case fails && (err == nil || row.State != worker.StateFailed || row.StateReason != "it was lost" || r.launcher.running[was.Serial]):
+			t.Errorf("undone: %v, row %+v", err, row)
+		case !fails && (err != nil || row.State != worker.StateLive || w.Restarts != 7):
+			t.Errorf("upgraded: %v, row %+v, answer %+v", err, row, w)
+		}
+		if row.Restarts != 7 {
+			t.Errorf("%d restarts, want 7", row.Restarts)
+		}
 	}
 }
 
@@ -272,7 +318,12 @@ func TestRegistryLostInAnUpgrade(t *testing.T) {
 	t.Parallel()
 	r, was := upgradable(t, worker.StateLive)
 	r.upgradeSteps(was, "start")
-	r.set(was.Serial, worker.StateLive, "")
+	err := r.registry.Update(t.Context(), func(tx *registry.Tx) error {
+		return errors.Join(tx.SetState(was.Serial, worker.StateLive, ""), tx.DeleteMeta(beforeKey(was.Serial)))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	r.recovered()
 	r.isVersion(was, "1.2.3")
 	if len(r.launcher.running) != 0 {
@@ -281,7 +332,7 @@ func TestRegistryLostInAnUpgrade(t *testing.T) {
 
 	r, was = upgradable(t, worker.StateLive)
 	r.upgradeSteps(was, "start")
-	err := r.registry.Update(t.Context(), func(tx *registry.Tx) error {
+	err = r.registry.Update(t.Context(), func(tx *registry.Tx) error {
 		was.ManifestSHA256 = "another"
 		return tx.UpdateWorker(was)
 	})

@@ -217,3 +217,20 @@ func FuzzSplit(f *testing.F) {
 		}
 	})
 }
+
+func TestMeta(t *testing.T) {
+	t.Parallel()
+	r := openTest(t)
+	for _, value := range []string{"a", "b"} {
+		update(t, r, func(tx *Tx) error { return tx.SetMeta("key", value) })
+		if got, err := r.Meta(t.Context(), "key"); err != nil || got != value {
+			t.Errorf("meta %q, %v", got, err)
+		}
+	}
+	for range 2 { // the second changes nothing
+		update(t, r, func(tx *Tx) error { return tx.DeleteMeta("key") })
+		if got, err := r.Meta(t.Context(), "key"); !errors.Is(err, worker.ErrNotFound) {
+			t.Errorf("meta after it was deleted: %q, %v", got, err)
+		}
+	}
+}

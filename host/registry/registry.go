@@ -131,6 +131,11 @@ func (tx *Tx) SetMeta(key, value string) error {
 	})
 }
 
+// DeleteMeta forgets a key; one that is not there is forgotten already.
+func (tx *Tx) DeleteMeta(key string) error {
+	return tx.do("delete meta "+key, func() error { return tx.q.DeleteMeta(tx.ctx, key) })
+}
+
 // Meta is the value kept under key, or worker.ErrNotFound.
 func (r *Registry) Meta(ctx context.Context, key string) (string, error) {
 	value, err := r.read.Meta(ctx, key)

@@ -21,3 +21,6 @@ INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET valu
 
 -- name: Meta :one
 SELECT value FROM meta WHERE key = ?;
+
+-- name: DeleteMeta :exec
+DELETE FROM meta WHERE key = ?;

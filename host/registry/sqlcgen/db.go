@@ -42,6 +42,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.countWorkersStmt, err = db.PrepareContext(ctx, countWorkers); err != nil {
 		return nil, fmt.Errorf("error preparing query CountWorkers: %w", err)
 	}
+	if q.deleteMetaStmt, err = db.PrepareContext(ctx, deleteMeta); err != nil {
+		return nil, fmt.Errorf("error preparing query DeleteMeta: %w", err)
+	}
 	if q.deleteQuarantinedStmt, err = db.PrepareContext(ctx, deleteQuarantined); err != nil {
 		return nil, fmt.Errorf("error preparing query DeleteQuarantined: %w", err)
 	}
@@ -207,6 +210,11 @@ func (q *Queries) Close() error {
 	if q.countWorkersStmt != nil {
 		if cerr := q.countWorkersStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing countWorkersStmt: %w", cerr)
+		}
+	}
+	if q.deleteMetaStmt != nil {
+		if cerr := q.deleteMetaStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing deleteMetaStmt: %w", cerr)
 		}
 	}
 	if q.deleteQuarantinedStmt != nil {
@@ -474,6 +482,7 @@ type Queries struct {
 	clientsStmt             *sql.Stmt
 	countShardsStmt         *sql.Stmt
 	countWorkersStmt        *sql.Stmt
+	deleteMetaStmt          *sql.Stmt
 	deleteQuarantinedStmt   *sql.Stmt
 	deleteTypeStmt          *sql.Stmt
 	deleteWorkerStmt        *sql.Stmt
@@ -530,6 +539,7 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		clientsStmt:             q.clientsStmt,
 		countShardsStmt:         q.countShardsStmt,
 		countWorkersStmt:        q.countWorkersStmt,
+		deleteMetaStmt:          q.deleteMetaStmt,
 		deleteQuarantinedStmt:   q.deleteQuarantinedStmt,
 		deleteTypeStmt:          q.deleteTypeStmt,
 		deleteWorkerStmt:        q.deleteWorkerStmt,

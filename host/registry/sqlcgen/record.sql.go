@@ -9,6 +9,15 @@ import (
 	"context"
 )
 
+const deleteMeta = `-- name: DeleteMeta :exec
+DELETE FROM meta WHERE key = ?
+`
+
+func (q *Queries) DeleteMeta(ctx context.Context, key string) error {
+	_, err := q.exec(ctx, q.deleteMetaStmt, deleteMeta, key)
+	return err
+}
+
 const groupFrom = `-- name: GroupFrom :one
 SELECT first_index, count, at, blob FROM record_groups WHERE first_index >= ? ORDER BY first_index LIMIT 1
 `
