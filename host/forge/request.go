@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 
 	"github.com/google/jsonschema-go/jsonschema"
@@ -148,7 +149,8 @@ func (r Request) hash() (string, error) {
 }
 
 // existing finds the worker that the same request made before. A worker of that
-// name from another request is a conflict that names the differing fields.
+// name that is not what the request says, because it is from another one or was
+// upgraded since, is a conflict that names the differing fields.
 func (f *Forge) existing(ctx context.Context, r Request) (w worker.Worker, found bool, err error) {
 	hash, err := r.hash()
 	if err != nil {
@@ -163,15 +165,36 @@ func (f *Forge) existing(ctx context.Context, r Request) (w worker.Worker, found
 	case w.State == worker.StateForging || w.State == worker.StateRetiring:
 		return worker.Worker{}, false, worker.Hint(fmt.Errorf("what is left of an earlier worker %s cannot be removed at the moment: %w", w.Name, worker.ErrConflict),
 			"the host tries again every half minute; until then use another name")
-	case w.RequestSHA256 == hash:
-		return w, true, nil
+	}
+	why, hint := "exists from another request", "use another name, or retire "+w.Name+" first"
+	if w.RequestSHA256 == hash {
+		why, hint = "was upgraded since this request made it", "use another name, or upgrade "+w.Name+" to what is asked for"
+		r.Config = overlaid(w.Config, r.Config)
 	}
 	differ := f.differences(ctx, w, r)
-	if len(differ) == 0 { // the same, in other words: the version or a default is spelt out
+	if len(differ) == 0 { // the same, perhaps in other words: the version or a default is spelt out
 		return w, true, nil
 	}
-	return worker.Worker{}, false, worker.Hint(fmt.Errorf("worker %s exists from another request: %s: %w", w.Name, strings.Join(differ, "; "), worker.ErrConflict),
-		"use another name, or retire "+w.Name+" first")
+	return worker.Worker{}, false, worker.Hint(fmt.Errorf("worker %s %s: %s: %w", w.Name, why, strings.Join(differ, "; "), worker.ErrConflict), hint)
+}
+
+// overlaid is a worker's configuration with what a request gives in the place of
+// its own: what the request leaves open may be anything.
+func overlaid(has, given []byte) []byte {
+	config, err := readConfig(has)
+	if err != nil {
+		return given
+	}
+	pinned, err := readConfig(given)
+	if err != nil {
+		return given
+	}
+	maps.Copy(config, pinned)
+	text, err := writeConfig(config)
+	if err != nil {
+		return given
+	}
+	return text
 }
 
 // differences names the fields in which a request differs from the worker of its

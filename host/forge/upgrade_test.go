@@ -169,6 +169,48 @@ func TestUpgrade(t *testing.T) {
 	}
 }
 
+// TestForgeOfWhatWasUpgraded: the request that made a worker finds it as long as it
+// is what the request says; what the request leaves open may be upgraded.
+func TestForgeOfWhatWasUpgraded(t *testing.T) {
+	t.Parallel()
+	ahoy := []byte(`{"greeting":"ahoy"}`)
+	version := "type_version is 2.0.0, asked for 1.2.3"
+	config := `config is {"greeting":"hi"}, asked for {"greeting":"ahoy"}`
+	for _, c := range []struct {
+		version string
+		config  []byte
+		upgrade UpgradeRequest
+		want    string // empty where it exists
+	}{
+		{"", nil, UpgradeRequest{Version: "2.0.0", Config: ahoy}, ""},
+		{"", []byte(` {} `), UpgradeRequest{Version: "2.0.0", Config: ahoy}, ""},
+		{"1.2.3", nil, UpgradeRequest{Version: "1.2.3", Config: ahoy}, ""},
+		{"", ahoy, UpgradeRequest{Version: "2.0.0"}, ""},
+		{"1.2.3", nil, UpgradeRequest{Version: "2.0.0"}, version + ": conflict"},
+		{"", ahoy, UpgradeRequest{Version: "2.0.0", Config: []byte(`{"greeting":"hi"}`)}, config + ": conflict"},
+		{"1.2.3", ahoy, UpgradeRequest{Version: "2.0.0", Config: []byte(`{"greeting":"hi"}`)}, version + "; " + config + ": conflict"},
+	} {
+		r := newRig(t)
+		r.others = map[string]string{"2.0.0": digest2}
+		request := nora
+		request.Version, request.Config = c.version, c.config
+		made, err := r.forge.Forge(t.Context(), request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := r.forge.Upgrade(t.Context(), made.Worker.Serial, c.upgrade); err != nil {
+			t.Fatal(err)
+		}
+		again, err := r.forge.Forge(t.Context(), request)
+		switch {
+		case c.want == "" && (err != nil || !again.Existed || again.Worker.Serial != made.Worker.Serial):
+			t.Errorf("%+v: %+v, %v", c, again, err)
+		case c.want != "" && (!errors.Is(err, worker.ErrConflict) || !strings.Contains(err.Error(), "upgraded since this request made it: "+c.want) || worker.HintOf(err) == ""):
+			t.Errorf("%+v: %v (hint %q), want %s", c, err, worker.HintOf(err), c.want)
+		}
+	}
+}
+
 // TestUpgradeOfWhatChanges: what the Keeper has made of a worker between the
 // request and the journal is what an undo brings back, and what an upgrade that
 // succeeds keeps.
