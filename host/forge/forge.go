@@ -299,7 +299,7 @@ func (f *Forge) undo(ctx context.Context, j *job, done []step) error {
 			// What is left of the worker stays in the journal, and its numbers stay
 			// taken, until Run or the next start succeeds.
 			f.leave()
-			return fmt.Errorf("undo %s: %w", d.name, err)
+			return fmt.Errorf("undo %s: %w; the host goes on trying", d.name, err)
 		}
 	}
 	return nil

@@ -52,11 +52,15 @@ func (f *Forge) Stop(ctx context.Context, serial worker.Serial, grace time.Durat
 	if w.State != worker.StateStopped {
 		// First of all: whatever happens from here on, it stays stopped.
 		if w, err = f.turnTo(ctx, w, worker.StateStopped, record.WorkerStopped, ""); err != nil {
-			return w, fmt.Errorf("record: %w", err)
+			return w, err
 		}
 	}
 	f.Keeper.Release(serial)
-	return w, f.halt(ctx, w, graceOr(grace))
+	if err = f.halt(ctx, w, graceOr(grace)); err != nil {
+		return w, worker.Hint(fmt.Errorf("%w; worker %s stays stopped, and the host goes on trying to end it", err, w.Name),
+			hintOr(err, "see with dals-host doctor whether the launcher is well"))
+	}
+	return w, nil
 }
 
 // Start runs a worker that is stopped or failed and returns once it is live. One
@@ -114,7 +118,7 @@ func (f *Forge) Restart(ctx context.Context, serial worker.Serial, grace, timeou
 	restarting, err := f.turnTo(ctx, w, worker.StateRestarting, "", "somebody asked for it")
 	if err != nil {
 		f.Keeper.Keep(w)
-		return w, fmt.Errorf("record: %w", err)
+		return w, err
 	}
 	w = restarting
 	if err = f.restart(ctx, w, graceOr(grace), within); err == nil {
@@ -232,7 +236,7 @@ func (f *Forge) goLive(ctx context.Context, w worker.Worker, kind record.Kind, w
 	ctx = context.WithoutCancel(ctx)
 	live, err := f.turnTo(ctx, w, worker.StateLive, kind, why)
 	if err != nil {
-		return w, errors.Join(fmt.Errorf("record: %w", err), f.halt(ctx, w, 0))
+		return w, errors.Join(err, f.halt(ctx, w, 0))
 	}
 	f.Keeper.Keep(live)
 	return live, nil
@@ -249,10 +253,12 @@ func (f *Forge) turnTo(ctx context.Context, w worker.Worker, to worker.State, ki
 			return w, err
 		}
 	}
-	err = f.Registry.Update(ctx, func(tx *registry.Tx) (err error) {
-		if w, err = tx.Worker(w.Serial); err != nil {
+	err = f.Registry.Update(ctx, func(tx *registry.Tx) error {
+		now, err := tx.Worker(w.Serial)
+		if err != nil {
 			return err
 		}
+		w = now
 		w.State, w.StateReason = to, ""
 		if to != worker.StateLive {
 			w.StateReason = record.Text(why)
@@ -265,8 +271,15 @@ func (f *Forge) turnTo(ctx context.Context, w worker.Worker, to worker.State, ki
 		}
 		return err
 	})
-	if err == nil {
-		f.Changed(w.Serial)
+	if err != nil {
+		return w, notRecorded(w, to, err)
 	}
-	return w, err
+	f.Changed(w.Serial)
+	return w, nil
+}
+
+// notRecorded says what could not be written into the registry.
+func notRecorded(w worker.Worker, to worker.State, err error) error {
+	return worker.Hint(fmt.Errorf("record that worker %s is %s: %w", w.Name, to, err),
+		hintOr(err, "run dals-host doctor: it says what is wrong with the data folder"))
 }

@@ -142,7 +142,7 @@ func TestStopThatSticks(t *testing.T) {
 	r := newRig(t)
 	w := r.forged()
 	r.launcher.stuck = errors.New("stuck")
-	if _, err := r.forge.Stop(t.Context(), w.Serial, 0); !errors.Is(err, r.launcher.stuck) {
+	if _, err := r.forge.Stop(t.Context(), w.Serial, 0); !errors.Is(err, r.launcher.stuck) || !strings.Contains(err.Error(), "worker nora stays stopped") || worker.HintOf(err) == "" {
 		t.Fatal(err)
 	}
 	if r.row(w.Serial).State != worker.StateStopped || r.kept[w.Serial] {
@@ -266,6 +266,38 @@ func TestNotNow(t *testing.T) {
 	r.become(w, worker.StateRestarting)
 	if _, err := r.forge.Start(t.Context(), w.Serial, 0); !errors.Is(err, worker.ErrConflict) || !strings.Contains(worker.HintOf(err), "restart nora") {
 		t.Errorf("start of a worker that is being restarted: %v", err)
+	}
+}
+
+// TestRetireThatSticks: the caller hears that it goes on, and it does.
+func TestRetireThatSticks(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	w := r.forged()
+	r.launcher.stuck = errors.New("stuck")
+	if _, err := r.forge.Retire(t.Context(), w.Serial, 0); !errors.Is(err, r.launcher.stuck) || !strings.Contains(err.Error(), "worker nora stays retiring") || worker.HintOf(err) == "" {
+		t.Fatal(err)
+	}
+	r.launcher.stuck = nil
+	if err := r.forge.Recover(t.Context()); err != nil || r.row(w.Serial).State != worker.StateRetired {
+		t.Errorf("%v, row %+v", err, r.row(w.Serial))
+	}
+}
+
+// TestNotRecorded: what cannot be written is not done, and the caller hears what
+// it was.
+func TestNotRecorded(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	w := r.forged()
+	if err := r.registry.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, to := range []worker.State{worker.StateStopped, worker.StateRetiring} {
+		_, err := r.forge.turnTo(t.Context(), w, to, "", "")
+		if err == nil || !strings.Contains(err.Error(), "record that worker nora is "+string(to)+": ") || worker.HintOf(err) == "" {
+			t.Errorf("%v (hint %q)", err, worker.HintOf(err))
+		}
 	}
 }
 

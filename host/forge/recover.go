@@ -92,7 +92,8 @@ func (f *Forge) settleAside(ctx context.Context, w worker.Worker) error {
 		return f.Stage.DropAside(w.Serial)
 	}
 	if err := isFolderOf(f.Stage.OpenAside, w); err != nil {
-		return fmt.Errorf("neither folder of worker %s is the one that the registry knows: %w", w.Name, err)
+		return worker.Hint(fmt.Errorf("neither folder of worker %s, %s and the one set aside, is the one that the registry knows: %w", w.Name, f.Stage.Dir(w.Serial), err),
+			"see with dals-host verify "+w.Name+" what differs; bring its folder back from a backup, or give the worker up: dals-host retire "+w.Name)
 	}
 	f.Logger.Warn("putting back the folder that the registry knows", "worker", w.Name, "serial", w.Serial)
 	f.Keeper.Release(w.Serial)

@@ -36,24 +36,21 @@ func (f *Forge) Retire(ctx context.Context, serial worker.Serial, grace time.Dur
 	}
 	defer done()
 	ctx = context.WithoutCancel(ctx)
-	err = f.Registry.Update(ctx, func(tx *registry.Tx) (err error) {
-		if w, err = tx.Worker(serial); err != nil || w.State == worker.StateRetired {
-			return err
-		}
-		if w.State == worker.StateForging {
-			return worker.Hint(fmt.Errorf("worker %s was never finished: %w", w.Name, worker.ErrConflict), "the host removes it by itself")
-		}
-		w.State, w.StateReason = worker.StateRetiring, ""
-		return tx.SetState(serial, w.State, w.StateReason)
-	})
-	if err != nil || w.State == worker.StateRetired {
+	if w, err = f.Registry.Worker(ctx, serial); err != nil || w.State == worker.StateRetired {
 		return w, err
 	}
-	w, err = f.finishRetire(ctx, w, graceOr(grace))
-	if err != nil {
-		f.leave()
+	if w.State == worker.StateForging {
+		return w, exists(w)
 	}
-	return w, err
+	if w, err = f.turnTo(ctx, w, worker.StateRetiring, "", ""); err != nil {
+		return w, err
+	}
+	if w, err = f.finishRetire(ctx, w, graceOr(grace)); err != nil {
+		f.leave()
+		return w, worker.Hint(fmt.Errorf("%w; worker %s stays retiring, and the host goes on trying", err, w.Name),
+			hintOr(err, "see with dals-host doctor what is wrong"))
+	}
+	return w, nil
 }
 
 // finishRetire removes all that a retiring worker has. Every part of it may
@@ -73,10 +70,12 @@ func (f *Forge) finishRetire(ctx context.Context, w worker.Worker, grace time.Du
 	if err != nil {
 		return w, err
 	}
-	err = f.Registry.Update(ctx, func(tx *registry.Tx) (err error) {
-		if w, err = tx.Worker(w.Serial); err != nil {
+	err = f.Registry.Update(ctx, func(tx *registry.Tx) error {
+		row, err := tx.Worker(w.Serial)
+		if err != nil {
 			return err
 		}
+		w = row
 		w.State, w.RetiredAt = worker.StateRetired, now
 		if err := tx.UpdateWorker(w); err != nil {
 			return err
@@ -91,7 +90,7 @@ func (f *Forge) finishRetire(ctx context.Context, w worker.Worker, grace time.Du
 		return err
 	})
 	if err != nil {
-		return w, fmt.Errorf("record: %w", err)
+		return w, notRecorded(w, worker.StateRetired, err)
 	}
 	f.Changed(w.Serial)
 	return w, nil

@@ -240,7 +240,8 @@ func (f *Forge) rollBack(ctx context.Context, w worker.Worker) (worker.Worker, e
 	f.Keeper.Release(w.Serial)
 	j := &job{worker: w, was: w, why: errors.New("it was left open, by a host that ended or an undo that failed")}
 	if err := f.undo(ctx, j, f.upgradeSteps()); err != nil {
-		return w, fmt.Errorf("roll back upgrade of %s: %w", w.Name, err)
+		return w, worker.Hint(fmt.Errorf("roll back the upgrade of %s that was left open: %w", w.Name, err),
+			hintOr(err, "see with dals-host doctor what is wrong; or give the worker up: dals-host retire "+w.Name))
 	}
 	w, err := f.Registry.Worker(ctx, w.Serial)
 	if err == nil && w.State == worker.StateRestarting {

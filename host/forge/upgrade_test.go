@@ -381,7 +381,7 @@ func TestRegistryLostInAnUpgrade(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := r.forge.Recover(t.Context()); err == nil || !strings.Contains(err.Error(), "neither folder of worker nora") {
+	if err := r.forge.Recover(t.Context()); err == nil || !strings.Contains(err.Error(), "neither folder of worker nora") || !strings.Contains(worker.HintOf(err), "retire nora") {
 		t.Error(err)
 	}
 	if left, err := r.stage.Asides(); err != nil || len(left) != 1 {
@@ -496,7 +496,7 @@ func TestUpgradeIsUndoneLater(t *testing.T) {
 		if err := r.forge.Recover(t.Context()); !errors.Is(err, r.launcher.stuck) {
 			t.Fatal(err)
 		}
-		if _, err := r.forge.Stop(t.Context(), was.Serial, 0); !errors.Is(err, r.launcher.stuck) {
+		if _, err := r.forge.Stop(t.Context(), was.Serial, 0); !errors.Is(err, r.launcher.stuck) || worker.HintOf(err) == "" {
 			t.Fatal(err)
 		}
 		if _, err := r.stage.Sweep(); err != nil || r.row(was.Serial).State != worker.StateUpgrading {
