@@ -31,8 +31,12 @@ type waste struct {
 // CollectGarbage finds what nothing needs and, but for a dry run, deletes it. Both
 // find in the same way. It goes beside everything else that the host does.
 func (b backend) CollectGarbage(ctx context.Context, dryRun bool) ([]control.Garbage, error) {
-	b.collecting.Lock()
-	defer b.collecting.Unlock()
+	select {
+	case b.collecting <- struct{}{}:
+		defer func() { <-b.collecting }()
+	case <-ctx.Done():
+		return nil, worker.Hint(fmt.Errorf("wait for another collection of garbage: %w", ctx.Err()), "try again when that has ended")
+	}
 	ctx, cancel := context.WithTimeout(ctx, garbageLimit)
 	defer cancel()
 	found, err := b.collectBinaries(ctx, dryRun)

@@ -229,6 +229,21 @@ func TestGarbage(t *testing.T) {
 	})
 }
 
+// TestGarbageOneAtATime: a collection waits for another only as long as its caller
+// does.
+func TestGarbageOneAtATime(t *testing.T) {
+	t.Parallel()
+	p := startInProcess(t, launcherProcess)
+	p.collecting <- struct{}{}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := (backend{p.Host}).CollectGarbage(ctx, true); !errors.Is(err, context.Canceled) || worker.HintOf(err) == "" {
+		t.Errorf("beside another: %v", err)
+	}
+	<-p.collecting
+	p.collect(true)
+}
+
 // wantGarbage collects, first dry: both find the same, and what was found is gone.
 func (p *inProcess) wantGarbage(want []string) {
 	p.t.Helper()

@@ -14,7 +14,6 @@ import (
 	"net"
 	"path/filepath"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -82,7 +81,7 @@ type Host struct {
 	listener   net.Listener // of --http; nil without
 	integrity  *integrity
 	mirrors    *mirrors
-	collecting sync.Mutex // held by a collection of garbage
+	collecting chan struct{} // full while garbage is collected
 
 	closers   []func() error // in the order of opening
 	ready     chan struct{}
@@ -93,7 +92,7 @@ type Host struct {
 // New opens the data folder and everything in it. It starts nothing but the
 // private containerd; Run does.
 func New(ctx context.Context, c Config) (_ *Host, err error) {
-	h := &Host{Config: c, paths: pathsOf(c.DataDir), startedAt: time.Now().UTC(), mirrors: newMirrors(), ready: make(chan struct{}), isDown: make(chan struct{})}
+	h := &Host{Config: c, paths: pathsOf(c.DataDir), startedAt: time.Now().UTC(), mirrors: newMirrors(), ready: make(chan struct{}), isDown: make(chan struct{}), collecting: make(chan struct{}, 1)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, h.close())

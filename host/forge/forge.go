@@ -6,7 +6,7 @@
 // steps in reverse, and nothing of the worker is left but the entry that says
 // that its ledger code is void. Where an undo fails, or the host dies in the
 // middle, the row stays in state forging: Recover at the next start, and Run
-// every half minute, undo all steps of such a row. That works because every
+// again and again, undo all steps of such a row. That works because every
 // undo is idempotent and takes "not there" for success.
 //
 // Retire is the other direction and only rolls forward: its row is in state

@@ -164,7 +164,7 @@ func (f *Forge) existing(ctx context.Context, r Request) (w worker.Worker, found
 		return worker.Worker{}, false, fmt.Errorf("look up worker %s: %w", r.Name, err)
 	case w.State == worker.StateForging || w.State == worker.StateRetiring:
 		return worker.Worker{}, false, worker.Hint(fmt.Errorf("what is left of an earlier worker %s cannot be removed at the moment: %w", w.Name, worker.ErrConflict),
-			"the host tries again every half minute; until then use another name")
+			"the host goes on trying; until then use another name")
 	}
 	why, hint := "exists from another request", "use another name, or retire "+w.Name+" first"
 	if w.RequestSHA256 == hash {
