@@ -14,6 +14,7 @@ import (
 	"github.com/pressly/goose/v3"
 	"golang.org/x/sys/unix"
 	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
 
 	"github.com/dals-host/dals-host/host/worker"
 )
@@ -31,6 +32,7 @@ const (
 	writing access = iota
 	reading
 	copying // reads this file and writes another
+	undoing // writes nothing but what SQLite does on its own
 )
 
 // readers is how many reads run at a time; more wait their turn.
@@ -83,6 +85,9 @@ func connections(path string, a access) (*sql.DB, error) {
 		q.Set("_query_only", "1")
 	case copying:
 		q.Set("mode", "ro")
+	case undoing:
+		q.Set("mode", "rw")
+		q.Set("_query_only", "1")
 	}
 	connector, err := sqlite.NewConnector((&url.URL{Scheme: "file", Path: absolute, RawQuery: q.Encode()}).String())
 	if err != nil {
@@ -94,6 +99,27 @@ func connections(path string, a access) (*sql.DB, error) {
 		db.SetMaxOpenConns(1)
 	}
 	return db, nil
+}
+
+// isHalfWritten says whether a reader found a transaction to undo, which takes
+// somebody who may write. It is one of before the write-ahead log: of the change
+// to it, where a host makes its registry or opens a copy of one.
+func isHalfWritten(err error) bool {
+	e, ok := errors.AsType[*sqlite.Error](err)
+	return ok && e.Code() == sqlite3.SQLITE_READONLY_ROLLBACK
+}
+
+// undoHalfWritten has SQLite undo what nobody will finish.
+func undoHalfWritten(ctx context.Context, path string) error {
+	db, err := connections(path, undoing)
+	if err != nil {
+		return err
+	}
+	_, err = db.ExecContext(ctx, "SELECT count(*) FROM sqlite_schema")
+	if err = errors.Join(err, db.Close()); err != nil {
+		return fmt.Errorf("undo what was half written: %w", fault(err))
+	}
+	return nil
 }
 
 // check reads the whole file once.

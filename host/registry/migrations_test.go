@@ -214,6 +214,12 @@ func writeSchemaFile(t *testing.T, version string) {
 // schemaOf is the version of a file's schema.
 func schemaOf(t *testing.T, path string) (version int64) {
 	t.Helper()
+	// As OpenReadOnly does; that itself refuses other schemas than the newest.
+	if r, err := OpenReadOnly(t.Context(), path); err == nil {
+		r.Close()
+	} else if !errors.Is(err, worker.ErrConflict) {
+		t.Fatal(err)
+	}
 	db, err := connections(path, reading)
 	if err != nil {
 		t.Fatal(err)

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"database/sql"
 	"errors"
 	"io/fs"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/mod/modfile"
 
 	"github.com/dals-host/dals-host/host/worker"
@@ -57,6 +59,57 @@ func TestDamagedFileIsCorrupt(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A host that was killed while its registry was not yet one with a write-ahead
+// log leaves a journal to be rolled back. Who only reads can do it too.
+func TestOpenReadOnlyUndoesWhatIsHalfWritten(t *testing.T) {
+	whole := schemaFile(t, versions(t)[len(versions(t))-1]) // a copy, which has no write-ahead log
+	db, err := sql.Open("sqlite", "file:"+whole+"?_pragma=cache_size(1)")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	conn, err := db.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, query := range []string{"BEGIN IMMEDIATE", "UPDATE workers SET name = 'lost ' || name", "CREATE TABLE half (x)",
+		"INSERT INTO half WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r WHERE n < 500) SELECT hex(randomblob(500)) FROM r"} {
+		if _, err := conn.ExecContext(t.Context(), query); err != nil {
+			t.Fatalf("%s: %v", query, err)
+		}
+	}
+	killed := filepath.Join(t.TempDir(), "registry.db") // what is there at this moment
+	for _, end := range []string{"", "-journal"} {
+		data, err := os.ReadFile(whole + end)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(killed+end, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	reader, err := connections(killed, reading)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	if err := check(t.Context(), reader); !isHalfWritten(err) {
+		t.Fatalf("nothing is half written: %v", err)
+	}
+	r, err := OpenReadOnly(t.Context(), killed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	workers, err := r.Workers(t.Context(), Filter{IncludeRetired: true})
+	if diff := cmp.Diff(someFilling().workers, workers); diff != "" || err != nil {
+		t.Errorf("%v (-want +got):\n%s", err, diff)
+	}
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
+	someFilling().check(t, openAt(t, killed))
 }
 
 func TestNewerSchemaIsRefused(t *testing.T) {

@@ -66,13 +66,19 @@ func (r *Registry) open(ctx context.Context, c Config) (err error) {
 }
 
 // OpenReadOnly opens an existing registry to read, also while a host has it
-// open. It checks the file as Open does. Update is worker.ErrUnavailable on it,
+// open. It checks the file as Open does, and like that undoes a transaction that
+// a host was killed in. Update is worker.ErrUnavailable on it,
 // and Committed never receives.
 func OpenReadOnly(ctx context.Context, path string) (*Registry, error) {
 	r := &Registry{path: path, committed: make(chan struct{}, 1)}
 	_, err := os.Stat(path)
 	if err == nil {
 		err = r.openPool(ctx, path, check, checkSchema)
+	}
+	if isHalfWritten(err) {
+		if err = undoHalfWritten(ctx, path); err == nil {
+			err = r.openPool(ctx, path, check, checkSchema)
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open registry: %w", err)
