@@ -29,18 +29,43 @@ func VerifyVault(ctx context.Context, dataDir string) (record.Report, error) {
 	return record.Verify(ctx, f.paths.record, source{f.registry}, f.verifier)
 }
 
+// VaultProof proves an entry and, where that is the admission of an envelope
+// which has been answered, the newest result as well. Each of the two can be
+// checked alone.
+type VaultProof struct {
+	record.Proof
+	ResultIndex *uint64       `json:"result_index,omitempty"` // nil where there is no result
+	Result      *record.Proof `json:"result,omitempty"`       // nil also where it is not published yet
+}
+
 // ProveVault proves that an entry is in the record. id is an entry's index, or
-// the id of an envelope, which stands for its admission.
-func ProveVault(ctx context.Context, dataDir, id string) (record.Proof, error) {
+// the id of an envelope, which stands for its admission and its result.
+func ProveVault(ctx context.Context, dataDir, id string) (*VaultProof, error) {
 	f, err := openFolder(ctx, dataDir)
 	if err != nil {
-		return record.Proof{}, err
+		return nil, err
 	}
 	defer f.registry.Close()
-	index, err := f.find(ctx, id)
+	made := &VaultProof{}
+	index, result, err := f.find(ctx, id)
 	if err != nil {
-		return record.Proof{}, err
+		return nil, err
 	}
+	if made.Proof, err = f.prove(ctx, index); err != nil || result == nil {
+		return made, err
+	}
+	made.ResultIndex = result
+	switch p, err := f.prove(ctx, *result); {
+	case errors.Is(err, worker.ErrUnavailable): // soon: the admission is worth having meanwhile
+	case err != nil:
+		return nil, err
+	default:
+		made.Result = &p
+	}
+	return made, nil
+}
+
+func (f *folder) prove(ctx context.Context, index uint64) (record.Proof, error) {
 	proof, err := record.Prove(ctx, f.paths.record, source{f.registry}, index)
 	if err != nil {
 		return record.Proof{}, err
@@ -92,16 +117,23 @@ func openFolder(ctx context.Context, dataDir string) (*folder, error) {
 	return f, err
 }
 
-// find turns what a person has of an entry into its index.
-func (f *folder) find(ctx context.Context, id string) (uint64, error) {
+// find turns what a person has of an entry into its index and, for an envelope,
+// that of its newest result.
+func (f *folder) find(ctx context.Context, id string) (index uint64, result *uint64, err error) {
 	if index, err := strconv.ParseUint(id, 10, 64); err == nil {
-		return index, nil
+		return index, nil, nil
 	}
 	found, err := record.Find(ctx, source{f.registry}, id)
 	if err != nil {
-		return 0, worker.Hint(err, "give an entry's index, or the id that dals-host send printed")
+		return 0, nil, worker.Hint(err, "give an entry's index, or the id that dals-host send printed")
 	}
-	return found[len(found)-1], nil // the oldest: its admission
+	index = found[len(found)-1].Index // the oldest: its admission
+	for _, e := range found {
+		if e.Kind == record.Result && e.Index != index {
+			return index, &e.Index, nil
+		}
+	}
+	return index, nil, nil
 }
 
 // findWorker finds a worker by name or serial.

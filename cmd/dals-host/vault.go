@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/dals-host/dals-host/host"
+	"github.com/dals-host/dals-host/host/record"
 )
 
 func vaultCommand(a *app) *cobra.Command {
@@ -66,7 +67,7 @@ func vaultProveCommand(a *app) *cobra.Command {
 		Short: "Prove that an entry is in the record",
 		Long: `Prove that an entry is in the record: the entry, its path through the Merkle tree
 and the signed checkpoint, checked before they are printed. ID is the index of an
-entry or the id of an envelope.`,
+entry, or the id of an envelope: its admission, and its result where there is one.`,
 		Example: `  dals-host vault prove 42
   dals-host vault prove 0190f3c1-5b7e-7d11-9a33-5f0c6f2f9a10 --json`,
 		Args: exactly(1),
@@ -80,15 +81,26 @@ entry or the id of an envelope.`,
 				return err
 			}
 			return a.show(proof, func(t *table) {
-				t.row("entry", strconv.FormatUint(proof.Index, 10))
-				t.row("says", proof.Entry)
-				t.row("leaf hash", base64.StdEncoding.EncodeToString(proof.LeafHash))
-				t.row("tree size", strconv.FormatUint(proof.TreeSize, 10))
-				for i, hash := range proof.InclusionPath {
-					t.row(fmt.Sprintf("path %d", i), base64.StdEncoding.EncodeToString(hash))
+				showProof(t, "", proof.Proof)
+				switch {
+				case proof.Result != nil:
+					showProof(t, "result ", *proof.Result)
+				case proof.ResultIndex != nil:
+					t.row("result entry", fmt.Sprintf("%d, not published yet: try again in a moment; a stopped host publishes when it starts", *proof.ResultIndex))
 				}
-				t.block("checkpoint", proof.Checkpoint)
 			})
 		},
 	}
+}
+
+// showProof prints one proof; of says of what it is.
+func showProof(t *table, of string, p record.Proof) {
+	t.row(of+"entry", strconv.FormatUint(p.Index, 10))
+	t.row(of+"says", p.Entry)
+	t.row(of+"leaf hash", base64.StdEncoding.EncodeToString(p.LeafHash))
+	t.row(of+"tree size", strconv.FormatUint(p.TreeSize, 10))
+	for i, hash := range p.InclusionPath {
+		t.row(fmt.Sprintf("%spath %d", of, i), base64.StdEncoding.EncodeToString(hash))
+	}
+	t.block(of+"checkpoint", p.Checkpoint)
 }

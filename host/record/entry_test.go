@@ -266,7 +266,7 @@ func TestFind(t *testing.T) {
 	put(301, Entry{Kind: Refused, Envelope: &EnvelopeFields{ID: id}, Refusal: &RefusalFields{Code: "replayed"}})
 	put(302, Entry{Kind: HostStarted, Reason: "mentions " + id})
 	got, err := Find(t.Context(), s, id)
-	if d := cmp.Diff([]uint64{301, 300, 3}, got); d != "" || err != nil {
+	if d := cmp.Diff([]Found{{301, Refused}, {300, Result}, {3, Admitted}}, got); d != "" || err != nil {
 		t.Error(d, err)
 	}
 	if _, err := Find(t.Context(), s, "nobody"); !errors.Is(err, worker.ErrNotFound) {

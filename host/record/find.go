@@ -9,21 +9,27 @@ import (
 	"github.com/dals-host/dals-host/host/worker"
 )
 
+// Found is an entry that Find found.
+type Found struct {
+	Index uint64
+	Kind  Kind
+}
+
 // Find are the entries about one envelope, newest first: its admission, its
 // results, its refusals. It reads the whole record. None is a
 // worker.ErrNotFound.
-func Find(ctx context.Context, s Source, envelopeID string) ([]uint64, error) {
+func Find(ctx context.Context, s Source, envelopeID string) ([]Found, error) {
 	size, err := s.Size(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("find envelope: %w", err)
 	}
-	var found []uint64
+	var found []Found
 	for r, err := range rows(ctx, s, 0, size) {
 		if err != nil {
 			return nil, fmt.Errorf("find envelope: %w", err)
 		}
-		if about(r.data, envelopeID) {
-			found = append(found, r.index)
+		if kind, ok := about(r.data, envelopeID); ok {
+			found = append(found, Found{r.index, kind})
 		}
 	}
 	if len(found) == 0 {
@@ -33,10 +39,10 @@ func Find(ctx context.Context, s Source, envelopeID string) ([]uint64, error) {
 	return found, nil
 }
 
-func about(line []byte, id string) bool {
+func about(line []byte, id string) (Kind, bool) {
 	if !bytes.Contains(line, []byte(id)) {
-		return false // most entries: not worth decoding
+		return "", false // most entries: not worth decoding
 	}
 	e, err := Decode(line)
-	return err == nil && e.Envelope != nil && (e.Envelope.ID == id || e.Envelope.InReplyTo == id)
+	return e.Kind, err == nil && e.Envelope != nil && (e.Envelope.ID == id || e.Envelope.InReplyTo == id)
 }

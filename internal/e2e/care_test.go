@@ -18,7 +18,9 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/mod/sumdb/note"
 
+	"github.com/dals-host/dals-host/host/keyring"
 	"github.com/dals-host/dals-host/host/record"
 	"github.com/dals-host/dals-host/host/registry"
 	"github.com/dals-host/dals-host/host/worker"
@@ -97,6 +99,60 @@ func TestBackupAndRestore(t *testing.T) {
 		}
 		h.verify()
 	})
+}
+
+// TestProve proves an admission and its result, each with the log's key alone.
+func TestProve(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, "process")
+	h.forge("nora", "template")
+	sent := h.mustSend("nora", "template.echo", map[string]string{"message": "x"})
+	h.eventually("the checkpoint covers all", h.published)
+	stdout, stderr, code := h.run("vault", "prove", sent.ID, "--json")
+	if code != 0 {
+		t.Fatalf("prove: exit %d: %s", code, stderr)
+	}
+	var told struct {
+		record.Proof
+		ResultIndex *uint64       `json:"result_index"`
+		Result      *record.Proof `json:"result"`
+	}
+	if err := json.Unmarshal([]byte(stdout), &told); err != nil || told.Result == nil || told.ResultIndex == nil {
+		t.Fatalf("%v in %s", err, stdout)
+	}
+	for kind, p := range map[record.Kind]record.Proof{record.Admitted: told.Proof, record.Result: *told.Result} {
+		e, err := record.Decode([]byte(p.Entry))
+		if err != nil || e.Kind != kind || e.Envelope.ID != sent.ID && e.Envelope.InReplyTo != sent.ID {
+			t.Errorf("%s: %v, %s", kind, err, p.Entry)
+		}
+		if err := p.Check(h.verifier()); err != nil {
+			t.Error(err)
+		}
+	}
+	if *told.ResultIndex != told.Result.Index || told.Index >= told.Result.Index {
+		t.Errorf("admitted at %d, result at %d and %d", told.Index, *told.ResultIndex, told.Result.Index)
+	}
+	if stdout, _, _ := h.run("vault", "prove", sent.ID); !strings.Contains(stdout, "result leaf hash") || strings.Count(stdout, "checkpoint ") < 2 {
+		t.Errorf("in text:\n%s", stdout)
+	}
+	stdout, _, _ = h.run("vault", "prove", fmt.Sprint(told.Index), "--json")
+	if strings.Contains(stdout, `"result"`) || !strings.Contains(stdout, `"leaf_hash"`) {
+		t.Errorf("of an index: %s", stdout)
+	}
+}
+
+// verifier is of the host's checkpoints, by the key that is in its folder.
+func (h *host) verifier() note.Verifier {
+	h.t.Helper()
+	keys, err := keyring.Open(keyring.Config{Dir: filepath.Join(h.dir, "keys")})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	v, err := note.NewVerifier(keys.CheckpointKey())
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return v
 }
 
 // signFor signs an envelope that is valid for long.
