@@ -241,52 +241,101 @@ func inject(t *testing.T, pid int, fault string) (heal func()) {
 // an error. What can be read is answered, all can be ended, and once the file
 // system is writable again everything is there.
 func TestReadOnlyWhileRunning(t *testing.T) {
-	t.Parallel()
-	image := filepath.Join(t.TempDir(), "disk")
-	if err := errors.Join(os.WriteFile(image, nil, 0o600), os.Truncate(image, 200<<20)); err != nil {
-		t.Fatal(err)
+	for _, launcher := range []string{"process", "containerd"} {
+		t.Run(launcher, func(t *testing.T) {
+			t.Parallel()
+			d := newDisk(t)
+			h := hostOn(t, d.dir, launcher)
+			nora := h.forge("nora", "template")
+			h.mustSend("nora", "template.echo", map[string]string{"message": "before"})
+			syncPlugin(t, h) // the operator's file, not the host's
+			d.command("mount", "-o", "remount,abort", d.dir)
+			h.refuses()
+			// The host ends, and one that starts there says why it cannot.
+			if _, stderr, code := h.run("down", "--timeout", "2s"); code != 0 && !strings.Contains(strings.ToLower(stderr), "read-only") {
+				t.Errorf("down: exit %d: %s", code, stderr)
+			}
+			_ = h.cmd.Wait()
+			h.endRest(nora.WorkerSerial)
+			h.wantNoStart("read-only file system", "writable")
+			d.again()
+			h.start()
+			h.eventually("nora is back", func() error {
+				if w := h.worker("nora"); w.State != "live" || w.WorkerSerial != nora.WorkerSerial {
+					return fmt.Errorf("%s: %s", w.State, w.StateReason)
+				}
+				return nil
+			})
+			h.heals()
+		})
 	}
-	if text, err := exec.Command("mkfs.ext4", "-q", image).CombinedOutput(); err != nil {
-		t.Fatalf("mkfs.ext4: %v: %s", err, text)
-	}
-	mount := func(dir string, options string) error {
-		if text, err := exec.Command("mount", "-o", options, image, dir).CombinedOutput(); err != nil {
-			return fmt.Errorf("%w: %s", err, text)
+}
+
+// endRest ends what a host could not: the runtime writes a log, beside its own
+// files, before it ends a container.
+func (h *host) endRest(serial string) {
+	h.t.Helper()
+	h.eventually("nothing runs", func() (err error) {
+		for pid, text := range processes() {
+			if strings.Contains(text, serial) || strings.Contains(text, h.dir) {
+				_ = syscall.Kill(pid, syscall.SIGKILL)
+				err = fmt.Errorf("%d runs: %.200q", pid, text)
+			}
 		}
-		return nil
-	}
-	in := mounted(t, func(dir string) error { return mount(dir, "loop") })
-	h := hostOn(t, in, "process")
-	nora := h.forge("nora", "template")
-	h.mustSend("nora", "template.echo", map[string]string{"message": "before"})
-	syncPlugin(t, h) // the operator's file, not the host's
-	if text, err := exec.Command("mount", "-o", "remount,abort", in).CombinedOutput(); err != nil {
-		t.Fatalf("abort: %v: %s", err, text)
-	}
-	h.refuses()
-	// Everything ends, and a host that starts there says why it cannot.
-	if _, stderr, code := h.run("down", "--timeout", "2s"); code != 0 && !strings.Contains(stderr, "read-only") {
-		t.Errorf("down: exit %d: %s", code, stderr)
-	}
-	_ = h.cmd.Wait()
-	for _, pid := range h.pids(nora.WorkerSerial) {
-		_ = syscall.Kill(pid, syscall.SIGKILL)
-	}
-	h.wantNoStart("read-only file system", "writable")
-	if err := unix.Unmount(in, 0); err != nil {
-		t.Fatal(err)
-	}
-	if err := mount(in, "loop"); err != nil {
-		t.Fatal(err)
-	}
-	h.start()
-	h.eventually("nora is back", func() error {
-		if w := h.worker("nora"); w.State != "live" || w.WorkerSerial != nora.WorkerSerial {
-			return fmt.Errorf("%s: %s", w.State, w.StateReason)
-		}
-		return nil
+		return err
 	})
-	h.heals()
+}
+
+// disk is a file system in a file.
+type disk struct {
+	t          *testing.T
+	image, dir string
+}
+
+func newDisk(t *testing.T) *disk {
+	t.Helper()
+	d := &disk{t: t, image: filepath.Join(t.TempDir(), "disk")}
+	if err := errors.Join(os.WriteFile(d.image, nil, 0o600), os.Truncate(d.image, 300<<20)); err != nil {
+		t.Fatal(err)
+	}
+	d.command("mkfs.ext4", "-q", d.image)
+	mounted(t, func(dir string) error { d.dir = dir; d.mount(); return nil })
+	return d
+}
+
+func (d *disk) command(name string, args ...string) {
+	d.t.Helper()
+	if text, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		d.t.Fatalf("%s %q: %v: %s", name, args, err, text)
+	}
+}
+
+func (d *disk) mount() {
+	d.t.Helper()
+	d.command("mount", "-o", "loop", d.image, d.dir)
+}
+
+// again mounts the file system anew, as a start of the machine does. It is a copy
+// of what is on the disk: while some mount namespace, of another test or of a
+// container that starts, still has the old mount, the kernel would give the old
+// file system back, read-only as it is.
+func (d *disk) again() {
+	d.t.Helper()
+	deadline := time.Now().Add(patience)
+	for { // what was killed lets go of it in its own time
+		text, err := exec.Command("umount", "--recursive", d.dir).CombinedOutput()
+		if err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			d.t.Fatalf("%v: %s", err, text)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	d.command("sync", d.image)
+	d.command("cp", "--sparse=always", d.image, d.image+".again")
+	d.image += ".again"
+	d.mount()
 }
 
 // syncPlugin has the dropped plugin on disk.
