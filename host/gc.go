@@ -5,9 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
+	"github.com/dals-host/dals-host/host/care"
 	"github.com/dals-host/dals-host/host/catalog"
 	"github.com/dals-host/dals-host/host/control"
 	"github.com/dals-host/dals-host/host/registry"
@@ -18,6 +21,9 @@ import (
 const (
 	// deadFor is how long after its retirement what is left of a worker is kept.
 	deadFor = 24 * time.Hour
+	// asideFor is how long what a recovery put aside is kept, for a person to look
+	// at and to save.
+	asideFor = 30 * 24 * time.Hour
 	// garbageLimit bounds one collection: the catalog and the forge wait for it.
 	garbageLimit = 30 * time.Second
 )
@@ -41,7 +47,7 @@ func (b backend) CollectGarbage(ctx context.Context, dryRun bool) ([]control.Gar
 	defer cancel()
 	found, err := b.collectBinaries(ctx, dryRun)
 	errs := []error{err}
-	for _, find := range []func(context.Context) ([]waste, error){b.idleStages, b.leftOfTheDead} {
+	for _, find := range []func(context.Context) ([]waste, error){b.idleStages, b.leftOfTheDead, b.longAside} {
 		all, err := find(ctx)
 		gone, kept := b.dispose(all, dryRun)
 		found, errs = append(found, gone...), append(errs, err, kept)
@@ -211,4 +217,22 @@ func (b backend) leftOfTheDead(ctx context.Context) ([]waste, error) {
 		}
 	}
 	return left, nil
+}
+
+// longAside is what recoveries put aside long ago of a damaged registry or record.
+func (b backend) longAside(context.Context) ([]waste, error) {
+	asides, err := care.Asides(b.paths.registry, b.paths.record)
+	if err != nil {
+		return nil, err
+	}
+	var old []waste
+	for _, a := range asides {
+		if time.Since(a.At) > asideFor {
+			old = append(old, waste{
+				control.Garbage{Kind: "aside", Name: filepath.Base(a.Path), Bytes: a.Bytes, Reason: "a recovery put it aside at " + a.At.Format(time.RFC3339)},
+				func() error { return os.RemoveAll(a.Path) },
+			})
+		}
+	}
+	return old, nil
 }

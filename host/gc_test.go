@@ -244,6 +244,35 @@ func TestGarbageOneAtATime(t *testing.T) {
 	p.collect(true)
 }
 
+// TestGarbageAside: what recoveries put aside goes after a month, and not before.
+func TestGarbageAside(t *testing.T) {
+	t.Parallel()
+	p := startInProcess(t, launcherProcess)
+	was := func(of string, age time.Duration) string {
+		return of + time.Now().UTC().Add(-age).Format("20060102T150405.000Z")
+	}
+	old := was("registry.db.corrupt-", 31*24*time.Hour)
+	gone := []string{old, old + "-wal", was("record.damaged-", 40*24*time.Hour) + "/tile"}
+	kept := []string{was("registry.db.corrupt-", 29*24*time.Hour), was("record.damaged-", -time.Hour) + "/tile", "registry.db.corrupt-mine"}
+	for _, name := range append(slices.Clone(gone), kept...) {
+		path := filepath.Join(p.paths.data, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, []byte("x"), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.wantGarbage([]string{"aside " + strings.TrimSuffix(gone[2], "/tile"), "aside " + gone[0], "aside " + gone[1]})
+	for _, name := range gone {
+		if _, err := os.Lstat(filepath.Join(p.paths.data, name)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for _, name := range kept {
+		if _, err := os.Lstat(filepath.Join(p.paths.data, name)); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // wantGarbage collects, first dry: both find the same, and what was found is gone.
 func (p *inProcess) wantGarbage(want []string) {
 	p.t.Helper()

@@ -244,7 +244,7 @@ func (r *recovery) conclude(ctx context.Context, y *replay, p *record.Published,
 // replace puts the old registry aside and the new one in its place. At every
 // moment there is a registry, and nobody's log of changes lies beside another's.
 func (r *recovery) replace(path, recordDir string) error {
-	aside := r.Registry + ".corrupt-" + r.now.Format("20060102T150405.000Z")
+	aside := r.Registry + corruptForm + r.now.Format(asideTime)
 	for _, log := range []string{"-wal", "-shm"} {
 		if err := r.keep(r.Registry+log, aside+log); err != nil {
 			return err
@@ -254,7 +254,7 @@ func (r *recovery) replace(path, recordDir string) error {
 		if err := exchange(recordDir, r.Record); err != nil {
 			return fmt.Errorf("replace record: %w", err)
 		}
-		if err := r.keep(recordDir, r.Record+".damaged-"+r.now.Format("20060102T150405.000Z")); err != nil {
+		if err := r.keep(recordDir, r.Record+damagedForm+r.now.Format(asideTime)); err != nil {
 			return err
 		}
 	}

@@ -14,7 +14,7 @@ type Collector interface {
 
 // Garbage is one thing that nothing needs.
 type Garbage struct {
-	Kind   string // image, rootfs, binary, stage or log
+	Kind   string // image, rootfs, binary, stage, log or aside
 	Name   string
 	Bytes  int64 // that go with it
 	Reason string

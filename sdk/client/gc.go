@@ -9,7 +9,7 @@ import (
 
 // Garbage is one thing on the host that nothing needs any more.
 type Garbage struct {
-	Kind   string `json:"kind"` // image, rootfs, binary, stage or log
+	Kind   string `json:"kind"` // image, rootfs, binary, stage, log or aside
 	Name   string `json:"name"`
 	Bytes  int64  `json:"bytes"`
 	Reason string `json:"reason"`

@@ -2763,7 +2763,7 @@ func (x *CollectGarbageResponse) GetGarbage() []*Garbage {
 // Garbage is one thing that nothing needs.
 type Garbage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// kind is image, rootfs, binary, stage or log.
+	// kind is image, rootfs, binary, stage, log or aside.
 	Kind          string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
 	Name          string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Bytes         int64  `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
