@@ -136,6 +136,9 @@ func (r *recovery) compare(ctx context.Context) error {
 	if err := r.findStrays(known); err != nil {
 		return err
 	}
+	if err := r.compareVaults(ctx, now, known); err != nil {
+		return err
+	}
 	r.compareLauncher(ctx, known, living)
 	return nil
 }

@@ -214,7 +214,11 @@ func (r *recovery) replay(ctx context.Context, p *record.Published, path, record
 	if err := r.seeFolders(ctx, made); err != nil {
 		return err
 	}
-	if err := r.conclude(ctx, y, p, made); err != nil {
+	saw, err := r.hear(ctx, y, made)
+	if err != nil {
+		return err
+	}
+	if err := r.conclude(ctx, y, max(p.Size, saw)-p.Sound, p.Sound, made); err != nil {
 		return err
 	}
 	r.found.Notes = append(r.found.Notes, y.notes...)
@@ -225,11 +229,10 @@ func (r *recovery) replay(ctx context.Context, p *record.Published, path, record
 }
 
 // conclude leaves out numbers and records the recovery.
-func (r *recovery) conclude(ctx context.Context, y *replay, p *record.Published, made *registry.Registry) error {
-	lost := p.Size - p.Sound
+func (r *recovery) conclude(ctx context.Context, y *replay, lost, sound uint64, made *registry.Registry) error {
 	refused := r.now.Add(envelope.MaxSkew)
 	fields := record.RecoveryFields{From: "record", Lost: lost, Jump: max(jump, int(lost)), NotBefore: refused}
-	reason := fmt.Sprintf("the registry was made again from %d entries", p.Sound)
+	reason := fmt.Sprintf("the registry was made again from %d entries", sound)
 	if lost > 0 {
 		reason += fmt.Sprintf("; %d that were published with them are lost", lost)
 	}

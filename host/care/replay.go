@@ -23,7 +23,11 @@ type replay struct {
 	parts    map[string][]byte // of descriptors, by digest
 	operator string            // the first client
 	notes    []string
+	lost     []span // what earlier recoveries gave up
 }
+
+// span are sizes of a record, above from and up to to.
+type span struct{ from, to uint64 }
 
 const (
 	// oldDeadline is what a task had whose entry does not tell its deadline.
@@ -87,6 +91,7 @@ func (y *replay) follow(tx *registry.Tx, index uint64, e record.Entry) error {
 	case record.PluginDescribed, record.PluginRegistered, record.PluginQuarantined:
 		return y.plugin(tx, e)
 	case record.Recovered:
+		y.lost = append(y.lost, span{index, index + e.Recovery.Lost})
 		return y.recovered(tx, e.Recovery)
 	case record.HostStarted, record.Refused, record.RefusedSummary:
 		return nil // they change nothing
@@ -216,6 +221,12 @@ func (y *replay) recovered(tx *registry.Tx, r *record.RecoveryFields) error {
 		return err
 	}
 	return tx.SetMeta(MetaNotBefore, r.NotBefore.Format(time.RFC3339Nano))
+}
+
+// gaveUp says whether a checkpoint of that size can be of what an earlier
+// recovery gave up.
+func (y *replay) gaveUp(size uint64) bool {
+	return slices.ContainsFunc(y.lost, func(s span) bool { return size > s.from && size <= s.to })
 }
 
 // end leaves out numbers and writes what a new registry has to know.

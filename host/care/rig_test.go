@@ -26,6 +26,7 @@ import (
 	"github.com/dals-host/dals-host/sdk/envelope"
 	"github.com/dals-host/dals-host/sdk/identity"
 	"github.com/dals-host/dals-host/sdk/manifest"
+	"github.com/dals-host/dals-host/sdk/vault"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -202,6 +203,12 @@ func (g *rig) folder(w *worker.Worker, key keyring.Key) {
 	g.must(err)
 	g.must(s.WriteFile("certs/worker.key", pem, mode(own, 0o600)))
 	g.must(s.WriteFile("config.json", w.Config, mode(host, 0o440)))
+	if checkpoint, _ := g.log.Checkpoint(); len(checkpoint) > 0 {
+		block, _, err := vault.Seed(g.keys.HostID(), string(w.Serial), checkpoint, w.CreatedAt)
+		g.must(err)
+		g.must(s.Mkdir("vault", mode(host, 0o750)))
+		g.must(s.WriteFile(vault.AccountabilityFile, block, mode(host, 0o440)))
+	}
 	files, err := manifest.Scan(s.Root())
 	g.must(err)
 	text, err := (&manifest.Manifest{

@@ -259,40 +259,6 @@ func (p *Published) Entries(ctx context.Context) iter.Seq2[Group, error] {
 	}
 }
 
-// Supports says whether the rows of a source begin with just the entries that a
-// checkpoint covers. The checkpoint must verify: otherwise the error is a
-// worker.ErrInvalid. Rows that are other, or fewer, are a worker.ErrCorrupt.
-func Supports(ctx context.Context, s Source, verifier note.Verifier, signed []byte) (size uint64, err error) {
-	c, err := open(signed, verifier)
-	if err != nil {
-		return 0, fmt.Errorf("%w: %w", worker.ErrInvalid, err)
-	}
-	have, err := s.Size(ctx)
-	if err != nil {
-		return 0, fmt.Errorf("read size: %w", err)
-	}
-	if c.Size > have {
-		return c.Size, fmt.Errorf("the checkpoint covers %d entries, the registry has %d: %w", c.Size, have, worker.ErrCorrupt)
-	}
-	t := newTree()
-	for r, err := range rows(ctx, s, 0, c.Size) {
-		if err == nil {
-			err = t.append(r.data, func(file) {})
-		}
-		if err != nil {
-			return c.Size, err
-		}
-	}
-	root, err := t.root()
-	if err != nil {
-		return c.Size, err
-	}
-	if !bytes.Equal(root, c.Hash) {
-		return c.Size, fmt.Errorf("the first %d entries of the registry are not those of the checkpoint: %w", c.Size, worker.ErrCorrupt)
-	}
-	return c.Size, nil
-}
-
 // Publish writes what is committed and not published yet, and returns when it
 // is. It is for a log that nobody runs.
 func (l *Log) Publish(ctx context.Context) error {
