@@ -92,6 +92,15 @@ func exchange(a, b string) error {
 	return unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
 }
 
+// isMount says whether a folder is the root of a mount.
+func isMount(dir string) (bool, error) {
+	var info unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, dir, 0, 0, &info); err != nil {
+		return false, &fs.PathError{Op: "statx", Path: dir, Err: err}
+	}
+	return info.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
+}
+
 func syncDir(path string) error {
 	d, err := os.Open(path)
 	if err != nil {

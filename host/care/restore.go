@@ -15,6 +15,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/sys/unix"
 
 	"github.com/dals-host/dals-host/host/keyring"
 	"github.com/dals-host/dals-host/host/record"
@@ -118,8 +119,15 @@ func (r *restorer) notBefore() time.Time { return r.now.Add(envelope.MaxSkew) }
 var mayBeThere = []string{"host.lock", "keys", "plugins", "record"}
 
 // checkTarget refuses a folder with something in it that a restore would have to
-// take away.
+// take away, and one that it could not put another in the place of.
 func (r *restorer) checkTarget(context.Context) error {
+	mounted, err := isMount(r.DataDir)
+	if err != nil {
+		return err
+	}
+	if mounted {
+		return mountRefused(r.DataDir)
+	}
 	entries, err := os.ReadDir(r.DataDir)
 	if err != nil {
 		return err
@@ -131,6 +139,11 @@ func (r *restorer) checkTarget(context.Context) error {
 		}
 	}
 	return nil
+}
+
+func mountRefused(dir string) error {
+	return worker.Hint(fmt.Errorf("data folder %s is a mount of its own: the restored one cannot take its place in one step: %w", dir, worker.ErrRefused),
+		"restore into a folder below it, with --data-dir "+filepath.Join(dir, "host")+", and serve from there")
 }
 
 // checkArchive reads all of the backup once, before anything is written.
@@ -343,9 +356,12 @@ func (r *restorer) finish(context.Context) error {
 	if err := syncDir(r.staging); err != nil {
 		return err
 	}
-	if err := exchange(r.staging, r.DataDir); err != nil {
-		return worker.Hint(fmt.Errorf("put the restored folder into place: %w", err),
-			"a data folder that is a mount of its own cannot be restored in one step: restore into a folder below it, and give that as --data-dir")
+	err = exchange(r.staging, r.DataDir)
+	if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EXDEV) {
+		return mountRefused(r.DataDir)
+	}
+	if err != nil {
+		return fmt.Errorf("put the restored folder into place: %w", err)
 	}
 	return syncDir(filepath.Dir(r.DataDir))
 }
