@@ -58,7 +58,7 @@ func (b *Broker) admit(d *delivery, a Admitted, timeout time.Duration) (err erro
 			d.release()
 		}
 	}()
-	now := time.Now().UTC()
+	now := time.Now() // not in UTC: that would take away what durations are measured by
 	if err := fresh(a.Header, now); err != nil {
 		return err
 	}

@@ -119,8 +119,15 @@ const readoptionGrace = 15 * time.Second
 // its time is over. It is called once the workers that live are attached.
 func (b *Broker) Start() {
 	for _, d := range b.outstanding(func(*delivery) bool { return true }) {
-		b.oversee(d, min(max(time.Until(d.Deadline), readoptionGrace), MaxTimeout))
+		b.oversee(d, patience(d.Deadline, time.Now()))
 	}
+}
+
+// patience is how long the result of an earlier host's envelope is waited for. Its
+// deadline was told by that host's clock, which this one may be far from: neither
+// is anything given up at once, nor is it waited for longer than anything ever is.
+func patience(deadline, now time.Time) time.Duration {
+	return min(max(deadline.Sub(now), readoptionGrace), MaxTimeout)
 }
 
 // Close ends every session. Workers go on, and what they owe stays outstanding

@@ -147,7 +147,7 @@ func (b *Broker) close(d *delivery, e ending) error {
 	if d.isSettled() {
 		return nil
 	}
-	now := time.Now().UTC()
+	now := time.Now()
 	fields := &record.EnvelopeFields{
 		InReplyTo: d.EnvelopeID, Sender: string(d.Serial), Recipient: d.Sender, WorkerSerial: string(d.Serial),
 		Attempt: d.Attempt, AdmittedIndex: &d.LogIndex, Status: e.status,

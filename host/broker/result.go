@@ -70,7 +70,7 @@ func (b *Broker) recordResult(d *delivery, env *workerv1.Envelope, h *workerv1.H
 	if d.isSettled() {
 		return errNotOwed
 	}
-	now := time.Now().UTC()
+	now := time.Now()
 	fields := record.FieldsOfEnvelope(env, h, d.Serial)
 	fields.AdmittedIndex = &d.LogIndex
 	index, err := b.take(d, record.Entry{At: now, Kind: record.Result, Envelope: fields})

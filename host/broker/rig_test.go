@@ -141,9 +141,12 @@ func (r *rig) attach() {
 }
 
 // serve lets the worker listen.
-func (r *rig) serve() {
+func (r *rig) serve() { r.t.Helper(); r.serveAt(time.Now()) }
+
+// serveAt is serve with a certificate that was made at that time.
+func (r *rig) serveAt(made time.Time) {
 	r.t.Helper()
-	cert, err := r.auth.IssueWorker(string(serial), r.fake.key.Public().(ed25519.PublicKey), time.Now())
+	cert, err := r.auth.IssueWorker(string(serial), r.fake.key.Public().(ed25519.PublicKey), made)
 	if err != nil {
 		r.t.Fatal(err)
 	}

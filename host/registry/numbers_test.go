@@ -210,6 +210,26 @@ func TestSharedUIDIsNotAllocated(t *testing.T) {
 	})
 }
 
+// A clock that was set back keeps a port out for longer, never for less; one that
+// was set forth gives it back early, and then it is the socket that tells whether
+// it is free.
+func TestQuarantineByAClockAnHourOff(t *testing.T) {
+	r := openAt(t, filepath.Join(t.TempDir(), "registry.db"))
+	const rest = 10 * time.Minute
+	update(t, r, func(tx *Tx) error {
+		return errors.Join(
+			tx.QuarantinePort(20001, time.Now().Add(rest)),
+			tx.QuarantinePort(20002, time.Now().Add(time.Hour+rest)),
+			tx.QuarantinePort(20003, time.Now().Add(-time.Hour+rest)),
+		)
+	})
+	for port, want := range map[int]bool{20001: true, 20002: true, 20003: false} {
+		if taken, err := r.PortTaken(t.Context(), port); taken != want || err != nil {
+			t.Errorf("port %d is taken: %t, want %t, %v", port, taken, want, err)
+		}
+	}
+}
+
 func TestPorts(t *testing.T) {
 	r := openTest(t)
 	update(t, r, func(tx *Tx) error {
