@@ -49,7 +49,7 @@ func TestInstantsAreMonotonic(t *testing.T) {
 	if !monotonic(d.AdmittedAt) || !monotonic(d.Deadline) {
 		t.Errorf("admitted at %s until %s: by the clock alone", d.AdmittedAt, d.Deadline)
 	}
-	if err := r.Broker.close(d, ending{statusLost, errors.New("it is lost")}); err != nil || !monotonic(d.outcome.at) {
+	if err := r.close(d, ending{statusLost, errors.New("it is lost")}); err != nil || !monotonic(d.outcome.at) {
 		t.Errorf("ended at %s: by the clock alone, %v", d.outcome.at, err)
 	}
 }

@@ -74,8 +74,10 @@ func TestOpenReadOnlyUndoesWhatIsHalfWritten(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, query := range []string{"BEGIN IMMEDIATE", "UPDATE workers SET name = 'lost ' || name", "CREATE TABLE half (x)",
-		"INSERT INTO half WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r WHERE n < 500) SELECT hex(randomblob(500)) FROM r"} {
+	for _, query := range []string{
+		"BEGIN IMMEDIATE", "UPDATE workers SET name = 'lost ' || name", "CREATE TABLE half (x)",
+		"INSERT INTO half WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r WHERE n < 500) SELECT hex(randomblob(500)) FROM r",
+	} {
 		if _, err := conn.ExecContext(t.Context(), query); err != nil {
 			t.Fatalf("%s: %v", query, err)
 		}
