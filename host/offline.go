@@ -29,13 +29,16 @@ func VerifyVault(ctx context.Context, dataDir string) (record.Report, error) {
 	return record.Verify(ctx, f.paths.record, source{f.registry}, f.verifier)
 }
 
+// EntryProof says that one entry is in the record.
+type EntryProof = record.Proof
+
 // VaultProof proves an entry and, where that is the admission of an envelope
 // which has been answered, the newest result as well. Each of the two can be
 // checked alone.
 type VaultProof struct {
-	record.Proof
-	ResultIndex *uint64       `json:"result_index,omitempty"` // nil where there is no result
-	Result      *record.Proof `json:"result,omitempty"`       // nil also where it is not published yet
+	EntryProof
+	ResultIndex *uint64     `json:"result_index,omitempty"` // nil where there is no result
+	Result      *EntryProof `json:"result,omitempty"`       // nil also where it is not published yet
 }
 
 // ProveVault proves that an entry is in the record. id is an entry's index, or
@@ -51,7 +54,7 @@ func ProveVault(ctx context.Context, dataDir, id string) (*VaultProof, error) {
 	if err != nil {
 		return nil, err
 	}
-	if made.Proof, err = f.prove(ctx, index); err != nil || result == nil {
+	if made.EntryProof, err = f.prove(ctx, index); err != nil || result == nil {
 		return made, err
 	}
 	made.ResultIndex = result

@@ -8,7 +8,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/dals-host/dals-host/host"
-	"github.com/dals-host/dals-host/host/record"
 )
 
 func vaultCommand(a *app) *cobra.Command {
@@ -81,7 +80,7 @@ entry, or the id of an envelope: its admission, and its result where there is on
 				return err
 			}
 			return a.show(proof, func(t *table) {
-				showProof(t, "", proof.Proof)
+				showProof(t, "", proof.EntryProof)
 				switch {
 				case proof.Result != nil:
 					showProof(t, "result ", *proof.Result)
@@ -94,7 +93,7 @@ entry, or the id of an envelope: its admission, and its result where there is on
 }
 
 // showProof prints one proof; of says of what it is.
-func showProof(t *table, of string, p record.Proof) {
+func showProof(t *table, of string, p host.EntryProof) {
 	t.row(of+"entry", strconv.FormatUint(p.Index, 10))
 	t.row(of+"says", p.Entry)
 	t.row(of+"leaf hash", base64.StdEncoding.EncodeToString(p.LeafHash))
