@@ -65,17 +65,11 @@ func (l *Launcher) settle(ctx context.Context, serial worker.Serial, grace time.
 
 func (l *Launcher) endTask(ctx context.Context, serial worker.Serial, task *tasktypes.Process, grace time.Duration) error {
 	if grace > 0 && alive(task) {
-		if err := l.signal(ctx, serial, unix.SIGTERM); err != nil {
+		if err := l.terminate(ctx, serial, grace); err != nil {
 			return err
 		}
-		patient, cancel := context.WithTimeout(ctx, grace)
-		_, err := l.await(patient, serial)
-		cancel()
-		if err != nil && patient.Err() == nil {
-			return fmt.Errorf("await task: %w", family(err))
-		}
 	}
-	if err := l.signal(ctx, serial, unix.SIGKILL); err != nil {
+	if err := l.kill(ctx, serial); err != nil {
 		return err
 	}
 	exit, err := l.await(ctx, serial)
@@ -91,6 +85,43 @@ func (l *Launcher) endTask(ctx context.Context, serial worker.Serial, task *task
 		return fmt.Errorf("delete task: %w", family(err))
 	}
 	return nil
+}
+
+// terminate gives the worker its grace to end by itself. Where the runtime cannot
+// signal there is none.
+func (l *Launcher) terminate(ctx context.Context, serial worker.Serial, grace time.Duration) error {
+	if err := l.signal(ctx, serial, unix.SIGTERM); err != nil {
+		if isRuntimes(err) {
+			return nil
+		}
+		return err
+	}
+	patient, cancel := context.WithTimeout(ctx, grace)
+	defer cancel()
+	if _, err := l.await(patient, serial); err != nil && patient.Err() == nil {
+		return fmt.Errorf("await task: %w", family(err))
+	}
+	return nil
+}
+
+// kill ends the worker's processes. The runtime may be unable to, where it can
+// write no log because the disk cannot be written to; then it goes without it.
+func (l *Launcher) kill(ctx context.Context, serial worker.Serial) error {
+	err := l.signal(ctx, serial, unix.SIGKILL)
+	if err == nil || !isRuntimes(err) {
+		return err
+	}
+	l.log.Warn("the runtime cannot end the worker; its processes are ended without it", "serial", serial, "error", err)
+	if other := l.emptyCgroup(ctx, serial); other != nil {
+		return errors.Join(err, other)
+	}
+	return nil
+}
+
+// isRuntimes says of an error that containerd is there and in time: it is about
+// what the runtime cannot do.
+func isRuntimes(err error) bool {
+	return !errors.Is(err, worker.ErrUnavailable) && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded)
 }
 
 // signal reaches the task's first process; SIGKILL reaches them all. One that
