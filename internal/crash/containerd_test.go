@@ -80,7 +80,8 @@ func (m *matrix) interrupt(op operation, fifo string) error {
 		return err
 	}
 	select {
-	case <-ended:
+	case err := <-ended: // either is right: to sit it out, and to give up
+		m.t.Logf("%s, containerd killed: %v", op.name, err)
 		return nil
 	case <-time.After(patience):
 		return errors.New("the operation does not end")
