@@ -99,6 +99,7 @@ show dals-host types
 title 'Forging: first the plan, then the worker'
 show dals-host forge --type template --name nora --class-code A1 --dry-run
 show dals-host forge --type template --name nora --class-code A1
+show dals-host forge --type ledger --name leo --class-code 300.100.000 --dry-run
 show dals-host forge --type ledger --name leo --class-code 300.100.000
 show dals-host workers
 port=$(dals-host worker nora --json | field port)
@@ -168,7 +169,9 @@ for trace in "$serial" "$ledger" "$data" "dals-$name"; do
 done
 ! grep -qe "$data" -e "dals-$name" /proc/mounts || fail 'mounts are left'
 ! grep -qe "$data" -e "$name" /proc/net/unix || fail 'sockets are left'
-! ls -d /sys/fs/cgroup/*/"dals-$name" /run/dals-"$name" 2>/dev/null || fail 'containers are left'
+for trace in /sys/fs/cgroup/"dals-$name" /sys/fs/cgroup/*/"dals-$name" /run/dals-"$name"; do
+	[ ! -e "$trace" ] || fail "$trace is left"
+done
 rm -rf "$data"
 [ ! -e "$data" ] || fail 'the data folder cannot be deleted'
 echo '  no process, container, mount, socket or file'

@@ -15,8 +15,9 @@ func gcCommand(a *app) *cobra.Command {
 		Short: "Delete what nothing needs any more",
 		Long: `Delete what nothing needs any more: plugin binaries that no worker type and no
 worker uses, the images and root folders that were made of them, stages that no
-forge works on, and what is left of workers that retired more than a day ago.
-The host goes on meanwhile. --dry-run lists what would go, and deletes nothing.`,
+forge works on, what is left of workers that retired more than a day ago, and what
+a recovery put aside more than 30 days ago. The host goes on meanwhile. --dry-run
+lists what would go, and deletes nothing.`,
 		Example: `  dals-host gc --dry-run
   dals-host gc --json | jq 'map(.bytes) | add'`,
 		Args: exactly(0),
