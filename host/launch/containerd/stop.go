@@ -96,8 +96,11 @@ func (l *Launcher) terminate(ctx context.Context, serial worker.Serial, grace ti
 		}
 		return err
 	}
-	patient, cancel := context.WithTimeout(ctx, grace)
+	// Not a deadline: containerd would be told of it, and might be the first to say
+	// that it has passed.
+	patient, cancel := context.WithCancel(ctx)
 	defer cancel()
+	defer time.AfterFunc(grace, cancel).Stop()
 	if _, err := l.await(patient, serial); err != nil && patient.Err() == nil {
 		return fmt.Errorf("await task: %w", family(err))
 	}
