@@ -76,6 +76,7 @@ type host struct {
 	cmd      *exec.Cmd
 	id       string
 	extra    []*os.File // what the host inherits of its parent
+	env      []string   // beside the test's own
 	log      *lockedBuffer
 	client   *client.Client
 }
@@ -117,6 +118,7 @@ func (h *host) start() {
 	args := append([]string{"--data-dir", h.dir, "--log-level", "debug", "serve", "--launcher", h.launcher}, h.flags...)
 	h.cmd = exec.Command(cmp.Or(h.binary, filepath.Join(bin, "dals-host")), args...)
 	h.cmd.Stderr, h.cmd.ExtraFiles = h.log, h.extra
+	h.cmd.Env = append(os.Environ(), h.env...)
 	stdout, err := h.cmd.StdoutPipe()
 	if err != nil {
 		h.t.Fatal(err)

@@ -12,7 +12,8 @@ import (
 
 // seccomp.json is containerd's default profile for a process without
 // capabilities, less ptrace and process_vm_*, socketcall, and all sockets but
-// unix, inet, inet6 and netlink. It is committed, so that what a worker may do
+// unix, TCP and UDP over inet and inet6, and the netlink that tells of interfaces.
+// It is committed, so that what a worker may do
 // does not depend on the machine or on a dependency's version; a test tells
 // when the default has moved. It lists native calls only: the 32-bit ABIs would
 // be a way around the sockets.

@@ -38,19 +38,29 @@ func TestSeccompIsTheDefaultLessOurs(t *testing.T) {
 func derived() *specs.LinuxSeccomp {
 	def := seccomp.DefaultProfile(&specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{}}})
 	out := &specs.LinuxSeccomp{DefaultAction: def.DefaultAction}
-	denied := []string{"ptrace", "process_vm_readv", "process_vm_writev", "socketcall", "socket", "modify_ldt"}
+	denied := []string{"ptrace", "process_vm_readv", "process_vm_writev", "socketcall", "socket", "socketpair", "modify_ldt"}
 	for _, call := range def.Syscalls {
 		call.Names = slices.DeleteFunc(slices.Clone(call.Names), func(name string) bool { return slices.Contains(denied, name) })
 		if len(call.Names) > 0 {
 			out.Syscalls = append(out.Syscalls, call)
 		}
 	}
-	for _, family := range []uint64{unix.AF_UNIX, unix.AF_INET, unix.AF_INET6, unix.AF_NETLINK} {
-		out.Syscalls = append(out.Syscalls, specs.LinuxSyscall{
-			Names:  []string{"socket"},
-			Action: specs.ActAllow,
-			Args:   []specs.LinuxSeccompArg{{Index: 0, Value: family, Op: specs.OpEqualTo}},
-		})
+	allow := func(name string, args ...specs.LinuxSeccompArg) {
+		out.Syscalls = append(out.Syscalls, specs.LinuxSyscall{Names: []string{name}, Action: specs.ActAllow, Args: args})
+	}
+	is := func(index uint, value uint64) specs.LinuxSeccompArg {
+		return specs.LinuxSeccompArg{Index: index, Value: value, Op: specs.OpEqualTo}
+	}
+	allow("socket", is(0, unix.AF_UNIX))
+	allow("socketpair", is(0, unix.AF_UNIX))
+	allow("socket", is(0, unix.AF_NETLINK), is(2, unix.NETLINK_ROUTE)) // libraries list interfaces by it
+	const flags = unix.SOCK_CLOEXEC | unix.SOCK_NONBLOCK
+	for _, family := range []uint64{unix.AF_INET, unix.AF_INET6} {
+		for _, kind := range []uint64{unix.SOCK_STREAM, unix.SOCK_DGRAM} {
+			allow("socket", is(0, family),
+				specs.LinuxSeccompArg{Index: 1, Value: 0xffffffff &^ flags, ValueTwo: kind, Op: specs.OpMaskedEqual},
+				specs.LinuxSeccompArg{Index: 2, Value: unix.IPPROTO_UDP, Op: specs.OpLessEqual})
+		}
 	}
 	return out
 }

@@ -52,13 +52,27 @@ func (l *Launcher) ociSpec(s launch.Spec) (*specs.Spec, error) {
 			Resources:         resources(s),
 			Seccomp:           seccomp,
 			RootfsPropagation: "private",
-			MaskedPaths: []string{
-				"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
-				"/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/firmware",
-			},
-			ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
+			MaskedPaths:       maskedPaths(),
+			ReadonlyPaths:     readonlyPaths(),
 		},
 	}, nil
+}
+
+// maskedPaths tell of the machine. Beside those that every container runtime
+// masks: the kernel's command line and configuration, and its symbols, whose
+// addresses anybody may read where perf is open to all.
+func maskedPaths() []string {
+	return []string{
+		"/proc/acpi", "/proc/asound", "/proc/cmdline", "/proc/config.gz", "/proc/interrupts", "/proc/kallsyms", "/proc/kcore",
+		"/proc/keys", "/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats",
+		"/sys/firmware",
+	}
+}
+
+// readonlyPaths would change the machine; what is written to /proc/pressure has
+// the kernel watch the machine's load on the writer's behalf.
+func readonlyPaths() []string {
+	return []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/pressure", "/proc/sys", "/proc/sysrq-trigger"}
 }
 
 func ociProcess(s launch.Spec) (*specs.Process, error) {

@@ -1,0 +1,274 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// nothing is what an attempt brings that was not refused and got nothing.
+var nothing = errors.New("nothing")
+
+// attempts take arguments: paths, addresses, numbers.
+var attempts = map[string]func(args []string) error{
+	"nothing":     func([]string) error { return nil },
+	"sleep":       func([]string) error { time.Sleep(time.Hour); return nil },
+	"read":        read,
+	"list":        list,
+	"write":       write,
+	"append":      appendTo,
+	"open":        open,
+	"connect":     func(a []string) error { return dial("unix", a[0]) },
+	"dial":        func(a []string) error { return dial(a[0], a[1]) },
+	"send":        send,
+	"socket":      socket,
+	"socketpair":  socketpair,
+	"signal":      func(a []string) error { return unix.Kill(number(a[0]), 0) },
+	"find":        find,
+	"descriptors": descriptors,
+	"strangers":   strangers,
+	"interfaces":  interfaces,
+	"addresses":   addresses,
+	"fork bomb":   forkBomb,
+	"open files":  openFiles,
+	"fill":        fill,
+	"fill files":  fillFiles,
+	"fill hidden": fillHidden,
+}
+
+func number(text string) int {
+	n, _ := strconv.Atoi(text)
+	return n
+}
+
+func read(a []string) error {
+	f, err := os.Open(a[0])
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if n, err := f.Read(make([]byte, 16)); n == 0 {
+		if err == io.EOF {
+			return nothing
+		}
+		return err
+	}
+	return nil
+}
+
+func list(a []string) error {
+	entries, err := os.ReadDir(a[0])
+	if err == nil && len(entries) == 0 {
+		return nothing
+	}
+	return err
+}
+
+// write makes a file, or overwrites one.
+func write(a []string) error {
+	f, err := os.OpenFile(a[0], os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = f.WriteString("hostile")
+	return err
+}
+
+func open(a []string) error {
+	f, err := os.OpenFile(a[0], os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// appendTo writes a word into a file that is there.
+func appendTo(a []string) error {
+	f, err := os.OpenFile(a[0], os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = f.WriteString(a[1])
+	return err
+}
+
+func dial(network, address string) error {
+	conn, err := net.DialTimeout(network, address, 3*time.Second)
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}
+
+func send(a []string) error {
+	conn, err := net.Dial("udp", a[0])
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	_, err = conn.Write([]byte("hostile"))
+	return err
+}
+
+func socket(a []string) error {
+	fd, err := unix.Socket(number(a[0]), number(a[1]), number(a[2]))
+	if err == nil {
+		_ = unix.Close(fd)
+	}
+	return err
+}
+
+func socketpair(a []string) error {
+	_, err := unix.Socketpair(number(a[0]), number(a[1]), 0)
+	return err
+}
+
+// find looks for a word in every environment and command line it can see.
+func find(a []string) error {
+	files, _ := filepath.Glob("/proc/[0-9]*/environ")
+	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, file := range append(files, lines...) {
+		if filepath.Dir(file) == "/proc/"+strconv.Itoa(os.Getpid()) {
+			continue
+		}
+		if text, err := os.ReadFile(file); err == nil && bytes.Contains(text, []byte(a[0])) {
+			return nil
+		}
+	}
+	return nothing
+}
+
+// descriptors looks for a file below a path, or a folder, that somebody has open.
+func descriptors(a []string) error {
+	links, _ := filepath.Glob("/proc/[0-9]*/fd/*")
+	for _, link := range links {
+		target, err := os.Readlink(link)
+		if err != nil || strings.HasPrefix(target, "/proc") || strings.HasPrefix(target, "/worker") {
+			continue
+		}
+		info, err := os.Stat(link)
+		if strings.HasPrefix(target, a[0]) || err == nil && info.IsDir() {
+			return errors.New("found " + target)
+		}
+	}
+	return nothing
+}
+
+// strangers looks for processes of others.
+func strangers([]string) error {
+	folders, _ := filepath.Glob("/proc/[0-9]*")
+	for _, folder := range folders {
+		var st unix.Stat_t
+		if err := unix.Stat(folder, &st); err == nil && int(st.Uid) != os.Getuid() || os.Getuid() == 0 && filepath.Base(folder) != strconv.Itoa(os.Getpid()) {
+			return nil
+		}
+	}
+	return nothing
+}
+
+func interfaces([]string) error {
+	all, err := net.Interfaces()
+	if err == nil && len(all) == 1 {
+		return nothing
+	}
+	return err
+}
+
+// addresses looks for an address of the kernel's that is not zero.
+func addresses(a []string) error {
+	text, err := os.ReadFile(a[0])
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(text)) {
+		if address := strings.Trim(strings.Fields(line)[0], "0-"); address != "" {
+			return nil
+		}
+	}
+	return nothing
+}
+
+// forkBomb has each child make more children until no more can be had; they stay.
+func forkBomb([]string) error {
+	for {
+		cmd := exec.CommandContext(context.Background(), "/proc/self/exe", "try", "fork bomb")
+		if err := cmd.Start(); err != nil {
+			if os.Getppid() == 1 || os.Getenv("BOMB") != "" {
+				time.Sleep(time.Hour)
+			}
+			return err
+		}
+		_ = os.Setenv("BOMB", "1")
+	}
+}
+
+func openFiles([]string) error {
+	for n := 0; ; n++ {
+		if _, err := unix.Open("/proc/self/exe", unix.O_RDONLY, 0); err != nil {
+			return fmt.Errorf("%s at %d", tell(err), (n+500)/1000*1000)
+		}
+		if n > 1<<20 {
+			return nil
+		}
+	}
+}
+
+// fill writes to one file: arguments are its path and how many MiB.
+func fill(a []string) error {
+	f, err := os.OpenFile(a[0], os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	return pour(f, number(a[1]))
+}
+
+func pour(f *os.File, mib int) error {
+	chunk := bytes.Repeat([]byte{'x'}, 1<<20)
+	for range mib {
+		if _, err := f.Write(chunk); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fillFiles makes empty files: a folder, and how many.
+func fillFiles(a []string) error {
+	for i := range number(a[1]) {
+		f, err := os.Create(filepath.Join(a[0], strconv.Itoa(i)))
+		if err != nil {
+			return err
+		}
+		f.Close()
+	}
+	return nil
+}
+
+// fillHidden fills files that have no name any more: a folder, and how many MiB.
+func fillHidden(a []string) error {
+	for i := range number(a[1]) / 64 {
+		path := filepath.Join(a[0], "hidden"+strconv.Itoa(i))
+		f, err := os.Create(path)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(os.Remove(path), pour(f, 64)); err != nil {
+			return err
+		}
+	}
+	time.Sleep(15 * time.Second) // what it has open is its hold on the disk
+	return nil
+}
