@@ -39,6 +39,13 @@ const (
 	DefaultPIDs        = 256
 )
 
+// What a worker may keep in StateDir and RunDir together, where its launcher
+// isolates it.
+const (
+	DiskBytes = 1 << 30
+	DiskFiles = 100_000
+)
+
 // Image is a worker binary in the host's content-addressed store.
 type Image struct {
 	Digest  string // hex SHA-256 of the binary
@@ -80,6 +87,7 @@ type Exit struct {
 	Code      int    // its exit code; 128 + the signal when a signal ended it
 	Signal    string // such as "SIGKILL"; "" when it ended by itself
 	OOMKilled bool   // it met its memory limit
+	OverDisk  bool   // its launcher killed it because it took more disk than it may
 	At        time.Time
 	Unknown   bool // it is gone, but nobody was there to see how
 }
@@ -97,6 +105,9 @@ func (e Exit) String() string {
 	}
 	if e.OOMKilled {
 		b.WriteString(", out of memory")
+	}
+	if e.OverDisk {
+		b.WriteString(", over its disk limit")
 	}
 	return b.String()
 }

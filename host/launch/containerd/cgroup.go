@@ -71,17 +71,38 @@ func (c cgroups) path(serial worker.Serial) string { return "/" + c.parent + "/"
 func (c cgroups) processes(serial worker.Serial) ([]int, error) {
 	var pids []int
 	for _, root := range c.roots {
-		data, err := os.ReadFile(filepath.Join(root, c.path(serial), "cgroup.procs"))
+		found, err := readPIDs(filepath.Join(root, c.path(serial), "cgroup.procs"))
 		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) { // ENODEV: deleted meanwhile
 			continue
 		}
 		if err != nil {
 			return nil, fmt.Errorf("read cgroup: %w", err)
 		}
-		for field := range strings.FieldsSeq(string(data)) {
-			if pid, err := strconv.Atoi(field); err == nil && pid > 0 {
-				pids = append(pids, pid)
-			}
+		pids = append(pids, found...)
+	}
+	return pids, nil
+}
+
+// members are the processes in one of the worker's groups, without proof that
+// there are no others: a quick look.
+func (c cgroups) members(serial worker.Serial) []int {
+	for _, root := range []string{filepath.Join(cgroupRoot, "pids"), cgroupRoot} { // v1 and v2
+		if pids, err := readPIDs(filepath.Join(root, c.path(serial), "cgroup.procs")); err == nil {
+			return pids
+		}
+	}
+	return nil
+}
+
+func readPIDs(file string) ([]int, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for field := range strings.FieldsSeq(string(data)) {
+		if pid, err := strconv.Atoi(field); err == nil && pid > 0 {
+			pids = append(pids, pid)
 		}
 	}
 	return pids, nil

@@ -5,8 +5,8 @@
 // root. It promises what launch.Launcher promises and, beyond that, a cage: a
 // read-only root, a uid of the worker's own, no capabilities, no new
 // privileges, a committed seccomp list, namespaces of its own (its network is
-// a loopback device), limits on memory, CPU and processes, and of the host's
-// files only the worker's folder.
+// a loopback device), limits on memory, CPU, processes and disk, and of the
+// host's files only the worker's folder.
 //
 // Containers belong to containerd's shims. Neither this process nor containerd
 // has to live for a worker to run: containerd is started again when it dies,
@@ -43,6 +43,7 @@ import (
 	"github.com/containerd/containerd/api/services/tasks/v1"
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/hashicorp/go-hclog"
@@ -86,10 +87,14 @@ type Launcher struct {
 	cgroups  cgroups
 	turns    turn.Keys[worker.Serial]
 	images   turn.Keys[string]
-	ready    sync.Map        // digests of binaries that were prepared → of their images
-	foreseen sync.Map        // digests of binaries → of the images that Prepare would make
-	fresh    sync.Map        // serials of containers that we made and nobody has started → containers.Container
-	started  sync.Map        // serials of the runs that we have started and not settled
+	ready    sync.Map // digests of binaries that were prepared → of their images
+	foreseen sync.Map // digests of binaries → of the images that Prepare would make
+	fresh    sync.Map // serials of containers that we made and nobody has started → containers.Container
+	started  sync.Map // serials of the runs that we have started and not settled
+	folders  sync.Map // serials of created workers → their folders
+	overDisk sync.Map // serials of the runs that were ended because of their disk use
+	disk     diskLimits
+	watched  chan struct{}   // closed when nobody watches disks any more; nil before anybody does
 	life     context.Context // ends with Close
 	end      context.CancelFunc
 	closing  sync.Once
@@ -101,6 +106,10 @@ var _ launch.Launcher = (*Launcher)(nil)
 // starts it, and returns when it answers. Where Available says no, so does New;
 // a data folder whose path containerd cannot work with is worker.ErrInvalid.
 func New(ctx context.Context, cfg Config) (*Launcher, error) {
+	return newWith(ctx, cfg, diskLimits{bytes: launch.DiskBytes, files: launch.DiskFiles})
+}
+
+func newWith(ctx context.Context, cfg Config, disk diskLimits) (*Launcher, error) {
 	if err := checkPath(cfg.DataDir); err != nil {
 		return nil, worker.Hint(fmt.Errorf("data folder: %w", err), "choose a data folder without such characters in its path")
 	}
@@ -112,7 +121,7 @@ func New(ctx context.Context, cfg Config) (*Launcher, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Launcher{cfg: cfg, log: cfg.Logger.Named(Name), tools: tools, cgroups: groups}
+	l := &Launcher{cfg: cfg, log: cfg.Logger.Named(Name), tools: tools, cgroups: groups, disk: disk}
 	l.life, l.end = context.WithCancel(context.WithoutCancel(ctx))
 	if l.private, err = startPrivate(ctx, cfg, tools, l.log); err != nil {
 		return nil, l.abandon(ctx, err)
@@ -123,9 +132,11 @@ func New(ctx context.Context, cfg Config) (*Launcher, error) {
 	if err := l.checkServer(ctx); err != nil {
 		return nil, l.abandon(ctx, err)
 	}
-	if err := errors.Join(l.sweepLeases(ctx), sweepRootfs(l.rootfsDir())); err != nil {
+	if err := errors.Join(l.sweepLeases(ctx), sweepRootfs(l.rootfsDir()), l.findFolders(ctx)); err != nil {
 		return nil, l.abandon(ctx, err)
 	}
+	l.watched = make(chan struct{})
+	go l.watchDisk()
 	return l, nil
 }
 
@@ -170,9 +181,9 @@ func (l *Launcher) List(ctx context.Context) ([]launch.Status, error) {
 	if l.life.Err() != nil {
 		return nil, fmt.Errorf("list workers: %w", errClosed)
 	}
-	containers, err := l.client.ContainerService().List(ctx, fmt.Sprintf("labels.%q==%q", labelHost, l.cfg.HostID))
+	own, err := l.ownContainers(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("list containers: %w", family(err))
+		return nil, err
 	}
 	response, err := l.client.TaskService().List(ctx, &tasks.ListTasksRequest{})
 	if err != nil {
@@ -182,8 +193,8 @@ func (l *Launcher) List(ctx context.Context) ([]launch.Status, error) {
 	for _, t := range response.Tasks {
 		task[t.ID] = t
 	}
-	list := make([]launch.Status, 0, len(containers))
-	for _, c := range containers {
+	list := make([]launch.Status, 0, len(own))
+	for _, c := range own {
 		t, ok := task[c.ID]
 		s := launch.Status{Serial: worker.Serial(c.ID), Unsettled: ok}
 		if ok && alive(t) {
@@ -192,6 +203,15 @@ func (l *Launcher) List(ctx context.Context) ([]launch.Status, error) {
 		list = append(list, s)
 	}
 	slices.SortFunc(list, func(a, b launch.Status) int { return cmp.Compare(a.Serial, b.Serial) })
+	return list, nil
+}
+
+// ownContainers are all that bear this host's label.
+func (l *Launcher) ownContainers(ctx context.Context) ([]containers.Container, error) {
+	list, err := l.client.ContainerService().List(ctx, fmt.Sprintf("labels.%q==%q", labelHost, l.cfg.HostID))
+	if err != nil {
+		return nil, fmt.Errorf("list containers: %w", family(err))
+	}
 	return list, nil
 }
 
@@ -209,6 +229,9 @@ func alive(t *tasktypes.Process) bool {
 func (l *Launcher) Close() (err error) {
 	l.closing.Do(func() {
 		l.end()
+		if l.watched != nil {
+			<-l.watched
+		}
 		if l.private != nil {
 			err = l.private.close()
 		}

@@ -48,6 +48,7 @@ func (l *Launcher) Create(ctx context.Context, spec launch.Spec) error {
 		return fmt.Errorf("create %s: %w", spec.Serial, family(err))
 	}
 	l.fresh.Store(spec.Serial, c)
+	l.folders.Store(spec.Serial, spec.Dir)
 	return nil
 }
 
@@ -90,6 +91,9 @@ func (l *Launcher) container(spec launch.Spec) (containers.Container, error) {
 	}, nil
 }
 
+// folderOf is the worker's folder.
+func folderOf(c containers.Container) string { return filepath.Dir(filepath.Dir(c.Labels[labelLog])) }
+
 // Start makes the container's task and starts it. A task that was made and not
 // started, because its host died in between, is taken up.
 func (l *Launcher) Start(ctx context.Context, serial worker.Serial) error {
@@ -108,6 +112,7 @@ func (l *Launcher) start(ctx context.Context, serial worker.Serial) error {
 	if err := l.haveTask(ctx, serial); err != nil {
 		return err
 	}
+	l.overDisk.Delete(serial)
 	if _, err := l.client.TaskService().Start(ctx, &tasks.StartRequest{ContainerID: string(serial)}); err != nil {
 		return l.startFailed(ctx, serial, fmt.Errorf("start task: %w", family(err)))
 	}

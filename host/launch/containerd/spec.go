@@ -16,6 +16,7 @@ const workerDir = "/worker"
 
 const (
 	tmpBytes  = 64 << 20
+	tmpFiles  = 16 << 10
 	maxFiles  = 4096
 	cpuPeriod = 100_000 // microseconds
 	// Under pressure the kernel shall take a worker before the host, containerd
@@ -92,6 +93,7 @@ func ociProcess(s launch.Spec) (*specs.Process, error) {
 		OOMScoreAdj:     &score,
 		Rlimits: []specs.POSIXRlimit{
 			{Type: "RLIMIT_NOFILE", Soft: open, Hard: open},
+			{Type: "RLIMIT_FSIZE", Soft: launch.DiskBytes, Hard: launch.DiskBytes},
 			{Type: "RLIMIT_CORE"},
 		},
 	}, nil
@@ -111,7 +113,7 @@ func mounts(dir string) []specs.Mount {
 		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "noexec", "mode=755", "size=64k"}},
 		{
 			Destination: "/tmp", Type: "tmpfs", Source: "tmpfs",
-			Options: []string{"nosuid", "nodev", "noexec", "mode=1777", fmt.Sprintf("size=%d", tmpBytes)},
+			Options: []string{"nosuid", "nodev", "noexec", "mode=1777", fmt.Sprintf("size=%d", tmpBytes), fmt.Sprintf("nr_inodes=%d", tmpFiles)},
 		},
 		bind("", "ro"),
 		bind(launch.StateDir, "rw"),

@@ -36,6 +36,7 @@ func (l *Launcher) Remove(ctx context.Context, serial worker.Serial) error {
 	}
 	defer done()
 	l.fresh.Delete(serial)
+	l.folders.Delete(serial)
 	if err := l.settle(ctx, serial, 0); err != nil {
 		return fmt.Errorf("remove %s: %w", serial, err)
 	}

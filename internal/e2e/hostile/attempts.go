@@ -203,15 +203,18 @@ func addresses(a []string) error {
 
 // forkBomb has each child make more children until no more can be had; they stay.
 func forkBomb([]string) error {
+	first := os.Getenv("BOMB") == ""
+	if err := os.Setenv("BOMB", "1"); err != nil {
+		return err
+	}
 	for {
-		cmd := exec.CommandContext(context.Background(), "/proc/self/exe", "try", "fork bomb")
-		if err := cmd.Start(); err != nil {
-			if os.Getppid() == 1 || os.Getenv("BOMB") != "" {
-				time.Sleep(time.Hour)
-			}
+		err := exec.CommandContext(context.Background(), "/proc/self/exe", "try", "fork bomb").Start()
+		if err != nil && first {
 			return err
 		}
-		_ = os.Setenv("BOMB", "1")
+		if err != nil {
+			time.Sleep(time.Hour)
+		}
 	}
 }
 
@@ -232,12 +235,8 @@ func fill(a []string) error {
 	if err != nil {
 		return err
 	}
-	return pour(f, number(a[1]))
-}
-
-func pour(f *os.File, mib int) error {
 	chunk := bytes.Repeat([]byte{'x'}, 1<<20)
-	for range mib {
+	for range number(a[1]) {
 		if _, err := f.Write(chunk); err != nil {
 			return err
 		}
@@ -257,15 +256,17 @@ func fillFiles(a []string) error {
 	return nil
 }
 
-// fillHidden fills files that have no name any more: a folder, and how many MiB.
+// fillHidden takes space for files that have no name any more: a folder, and how
+// many MiB.
 func fillHidden(a []string) error {
-	for i := range number(a[1]) / 64 {
+	const each = 256
+	for i := range number(a[1]) / each {
 		path := filepath.Join(a[0], "hidden"+strconv.Itoa(i))
 		f, err := os.Create(path)
 		if err != nil {
 			return err
 		}
-		if err := errors.Join(os.Remove(path), pour(f, 64)); err != nil {
+		if err := errors.Join(os.Remove(path), unix.Fallocate(int(f.Fd()), 0, 0, each<<20)); err != nil {
 			return err
 		}
 	}

@@ -63,6 +63,7 @@ func run(dir string) error {
 type worker struct {
 	dir  string
 	held map[string][]byte
+	open []*os.File
 }
 
 // onTerm exits with 0 on SIGTERM, until told to ignore it.
@@ -122,6 +123,10 @@ func (w *worker) obey(words []string) any {
 		w.held["allocate"] = bytes.Repeat([]byte{1}, n<<20)
 	case "fork":
 		return start(slices.Repeat([]syscall.SysProcAttr{{Setsid: true}}, n), os.Environ())
+	case "fill", "hide":
+		return w.fill(words[0] == "hide", n)
+	case "files":
+		return w.files(n)
 	case "disguise":
 		return disguise()
 	case "report":
@@ -134,6 +139,39 @@ func (w *worker) obey(words []string) any {
 		return report.Syscalls()
 	default:
 		return "unknown command"
+	}
+	return "ok"
+}
+
+// fill writes n MiB to a file in state/; a hidden one has no name.
+func (w *worker) fill(hidden bool, n int) string {
+	path := filepath.Join(w.dir, launch.StateDir, "full")
+	f, err := os.Create(path)
+	if err != nil {
+		return err.Error()
+	}
+	if hidden {
+		if err := os.Remove(path); err != nil {
+			return err.Error()
+		}
+	}
+	w.open = append(w.open, f)
+	if _, err := f.Write(bytes.Repeat([]byte{1}, n<<20)); err != nil {
+		return err.Error()
+	}
+	return "ok"
+}
+
+// files makes n empty files in state/, in folders of folders.
+func (w *worker) files(n int) string {
+	for i := range n {
+		dir := filepath.Join(w.dir, launch.StateDir, strconv.Itoa(i%7), strconv.Itoa(i%5))
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err.Error()
+		}
+		if err := os.WriteFile(filepath.Join(dir, strconv.Itoa(i)), nil, 0o600); err != nil {
+			return err.Error()
+		}
 	}
 	return "ok"
 }
