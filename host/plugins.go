@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/dals-host/dals-host/host/catalog"
+	"github.com/dals-host/dals-host/host/launch/containerd"
 	"github.com/dals-host/dals-host/host/record"
 	"github.com/dals-host/dals-host/host/registry"
 	"github.com/dals-host/dals-host/host/worker"
@@ -201,7 +202,10 @@ func (h *Host) openCatalog(ctx context.Context) (err error) {
 	if h.plugins, err = newPlugins(ctx, h.registry, h.Logger.Named("plugins")); err != nil {
 		return fmt.Errorf("read known plugins: %w", err)
 	}
-	prober, err := catalog.NewProber(catalog.ProberConfig{Dir: h.paths.probes, UID: firstUIDOf(h.keys.HostID()), Logger: h.Logger.Named("probe")})
+	cage, _ := withoutPoints(h.launcher).(*containerd.Launcher) // under another launcher a plugin is probed as a process
+	prober, err := catalog.NewProber(catalog.ProberConfig{
+		Dir: h.paths.probes, UID: firstUIDOf(h.keys.HostID()), Cage: cage, Logger: h.Logger.Named("probe"),
+	})
 	if err != nil {
 		return err
 	}

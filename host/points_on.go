@@ -17,6 +17,9 @@ func withPoints(l launch.Launcher) launch.Launcher { return pointLauncher{l} }
 
 type pointLauncher struct{ launch.Launcher }
 
+// withoutPoints is the launcher itself.
+func withoutPoints(l launch.Launcher) launch.Launcher { return l.(pointLauncher).Launcher }
+
 func (l pointLauncher) Start(ctx context.Context, serial worker.Serial) error {
 	failpoint.Hit("launch", "start", "before")
 	err := l.Launcher.Start(ctx, serial)

@@ -27,6 +27,8 @@ func (p *process) diagnose(err error, patience time.Duration) error {
 	switch {
 	case !p.started:
 		return diagnoseStart(err)
+	case p.lacksLoader():
+		return diagnoseStart(syscall.ENOENT)
 	case p.noise != nil:
 		return p.noise
 	case errors.As(err, &fault): // about its socket

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
+	"github.com/dals-host/dals-host/host/launch/containerd"
 	workerv1 "github.com/dals-host/dals-host/sdk/proto/worker/v1"
 	"github.com/dals-host/dals-host/sdk/wire"
 )
@@ -44,7 +45,7 @@ const (
 	socketDirs    = "plugin-dir" // as go-plugin names them
 )
 
-// ProberConfig is what a ProcessProber needs.
+// ProberConfig is what a PluginProber needs.
 type ProberConfig struct {
 	// Dir holds a folder with the socket of each running probe. It is made if it
 	// does not exist, and belongs to this prober alone.
@@ -52,19 +53,27 @@ type ProberConfig struct {
 	// UID, when the host is root, is the first of two unprivileged uids (and gids)
 	// that nobody else on the machine uses: each running probe has one of them.
 	// When the host is not root it is not used: plugins run as the host.
-	UID    int
+	UID int
+	// Cage, where there is one, has each plugin run in a container of its own
+	// instead of a process of the host's machine.
+	Cage   *containerd.Launcher
 	Logger hclog.Logger
 }
 
-// ProcessProber probes plugins as processes of the host's machine. A plugin runs
-// with no privilege to gain, no environment but go-plugin's, limits on memory,
-// files, processes and time, in a session of its own and for at most five
-// seconds; when the host is root also as an unprivileged uid in PID, network and
-// IPC namespaces of its own, so that it reaches nobody and nothing of it can
-// outlive its probe. Where the machine does not allow namespaces, whatever is
-// left of that uid is killed; where the host is not root, a process that leaves
-// its session may outlive its probe. A plugin can still read what everybody may
-// read, and write where everybody may write.
+// PluginProber probes plugins, each for at most five seconds as an unprivileged
+// uid, with no environment but go-plugin's and no privilege to gain.
+//
+// With a Cage that is in a container: it has no network, nothing of the host's
+// files, nothing on the disk to write, bounded memory and processes, and whatever
+// it does is gone with the container, also after the host was killed.
+//
+// Without one a plugin runs as a process of the host's machine, with limits on
+// memory, files, processes and time, in a session of its own and, where the kernel
+// has Landlock, without the files of others, TCP, abstract sockets and signals to
+// others; when the host is root also in PID, network and IPC namespaces of its own,
+// so that it reaches nobody and nothing of it can outlive its probe. Where the
+// machine does not allow namespaces, whatever is left of that uid is killed; where
+// the host is not root, a process that leaves its session may outlive its probe.
 //
 // It speaks go-plugin's handshake and gRPC on a unix socket in a folder that only
 // the plugin and the host can enter. That replaces AutoMTLS, whose throw-away
@@ -72,20 +81,20 @@ type ProberConfig struct {
 // the same nobody.
 //
 // It may be used by several goroutines; a third probe waits.
-type ProcessProber struct {
+type PluginProber struct {
 	cfg      ProberConfig
 	uids     chan int // free ones
 	patience time.Duration
 }
 
-var _ Prober = (*ProcessProber)(nil)
+var _ Prober = (*PluginProber)(nil)
 
 // NewProber makes a prober and removes what an earlier host's left behind.
-func NewProber(cfg ProberConfig) (*ProcessProber, error) {
+func NewProber(cfg ProberConfig) (*PluginProber, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = hclog.NewNullLogger()
 	}
-	p := &ProcessProber{cfg: cfg, uids: make(chan int, probesAtOnce), patience: probeTime}
+	p := &PluginProber{cfg: cfg, uids: make(chan int, probesAtOnce), patience: probeTime}
 	for i := range probesAtOnce {
 		uid := os.Geteuid()
 		if uid == 0 {
@@ -112,7 +121,7 @@ func NewProber(cfg ProberConfig) (*ProcessProber, error) {
 }
 
 // Probe implements Prober.
-func (p *ProcessProber) Probe(ctx context.Context, binary *os.File) (*workerv1.TypeDescriptor, error) {
+func (p *PluginProber) Probe(ctx context.Context, binary *os.File) (*workerv1.TypeDescriptor, error) {
 	var uid int
 	select {
 	case uid = <-p.uids:
@@ -122,7 +131,7 @@ func (p *ProcessProber) Probe(ctx context.Context, binary *os.File) (*workerv1.T
 	}
 	run, cancel := context.WithTimeout(ctx, p.patience)
 	defer cancel()
-	proc := &process{ctx: run, cancel: cancel, binary: binary, uid: uid, log: p.cfg.Logger}
+	proc := &process{ctx: run, cancel: cancel, binary: binary, uid: uid, cage: p.cfg.Cage, patience: p.patience, log: p.cfg.Logger}
 	descriptor, err := p.converse(proc)
 	if status.Code(err) == codes.Unavailable {
 		proc.linger()
@@ -140,7 +149,7 @@ func (p *ProcessProber) Probe(ctx context.Context, binary *os.File) (*workerv1.T
 // converse starts the plugin and asks it. Of go-plugin's client it uses Start
 // alone, which negotiates: Client and Kill wait for the plugin without a bound,
 // open streams that nobody needs, and leave goroutines behind when it dies.
-func (p *ProcessProber) converse(proc *process) (*workerv1.TypeDescriptor, error) {
+func (p *PluginProber) converse(proc *process) (*workerv1.TypeDescriptor, error) {
 	client := plugin.NewClient(&plugin.ClientConfig{
 		HandshakeConfig:  wire.Handshake(),
 		Plugins:          wire.PluginSet(nil),

@@ -19,6 +19,8 @@ import (
 	"github.com/hashicorp/go-plugin"
 	"github.com/hashicorp/go-plugin/runner"
 	"golang.org/x/sys/unix"
+
+	"github.com/dals-host/dals-host/host/launch/containerd"
 )
 
 // Descriptors as the plugin has them: paths below a folder that it could not
@@ -38,13 +40,18 @@ type process struct {
 	cancel context.CancelFunc
 	binary *os.File
 	uid    int
+	cage   *containerd.Launcher // nil where it is a process of the host's machine
 	log    hclog.Logger
+	// patience is how long it may live; its context says the same.
+	patience time.Duration
 
-	env    []string
-	folder *os.File // of its socket
-	socket *os.File // O_PATH; nil until the handshake
-	line   *io.PipeReader
-	stderr tail
+	env       []string
+	folder    *os.File // of its socket; with a cage, of its output
+	container *containerd.Runner
+	socket    *os.File // O_PATH; nil until the handshake, and with a cage
+	address   string   // of the socket, to the host
+	line      *io.PipeReader
+	stderr    tail
 
 	started bool
 	pid     int
@@ -65,6 +72,9 @@ func (p *process) prepare(env []string, dir string) error {
 		return fmt.Errorf("open socket folder: %w", err)
 	}
 	p.folder = os.NewFile(uintptr(fd), dir)
+	if p.cage != nil {
+		return p.prepareCage(env, dir)
+	}
 	if err := p.folder.Chown(p.uid, p.uid); err != nil && os.Geteuid() == 0 {
 		return fmt.Errorf("give away socket folder: %w", err)
 	}
@@ -77,11 +87,15 @@ func (p *process) prepare(env []string, dir string) error {
 	return nil
 }
 
-// Start starts the process.
+// Start starts the process, or its container.
 func (p *process) Start(context.Context) error {
 	p.exited, p.gone = make(chan struct{}), make(chan struct{})
 	started := make(chan error, 1)
-	go onThreadOfItsOwn(func() { p.live(started) })
+	if p.cage != nil {
+		go p.liveCaged(started)
+	} else {
+		go onThreadOfItsOwn(func() { p.live(started) })
+	}
 	err := <-started
 	p.started = err == nil
 	return err
@@ -150,7 +164,10 @@ func (p *process) end() {
 // it open: it is connected to by descriptor, so nobody can put another in its
 // place. The plugin must have made it, in its own folder.
 func (p *process) PluginToHost(network, address string) (string, string, error) {
-	const fix = "listen on a unix socket in the folder named by " + plugin.EnvUnixSocketDir
+	if p.cage != nil {
+		return p.cagedToHost(network, address)
+	}
+	const fix = listenFix
 	if network != "unix" {
 		return "", "", bad(fix, "listens on %s, not on a unix socket", network)
 	}
@@ -167,12 +184,15 @@ func (p *process) PluginToHost(network, address string) (string, string, error) 
 	if err := unix.Fstat(fd, &s); err != nil || s.Mode&unix.S_IFMT != unix.S_IFSOCK || int(s.Uid) != p.uid {
 		return "", "", bad(fix, "names something as its socket that is none of its own")
 	}
-	return network, byDescriptor(p.socket), nil
+	p.address = byDescriptor(p.socket)
+	return network, p.address, nil
 }
+
+const listenFix = "listen on a unix socket in the folder named by " + plugin.EnvUnixSocketDir
 
 // dial connects to the checked socket.
 func (p *process) dial(ctx context.Context, _ string) (net.Conn, error) {
-	return (&net.Dialer{}).DialContext(ctx, "unix", byDescriptor(p.socket))
+	return (&net.Dialer{}).DialContext(ctx, "unix", p.address)
 }
 
 func byDescriptor(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
@@ -205,6 +225,9 @@ func (p *process) Diagnose(context.Context) string { return "" }
 
 // obituary says how the process ended by itself; nothing if the host ended it.
 func (p *process) obituary() string {
+	if p.cage != nil {
+		return p.cagedObituary()
+	}
 	if !p.byItself || p.state == nil {
 		return ""
 	}

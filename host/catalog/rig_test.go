@@ -150,6 +150,7 @@ type rig struct {
 	dir      string // plugins
 	data     string
 	uid      int
+	hostID   string // where its plugins are probed in containers
 	registry Registry
 	catalog  *Catalog
 	stop     func()
@@ -185,7 +186,7 @@ func startRig(t *testing.T) *rig {
 	return r
 }
 
-func (r *rig) prober() *ProcessProber {
+func (r *rig) prober() *PluginProber {
 	r.t.Helper()
 	p, err := NewProber(ProberConfig{Dir: filepath.Join(r.data, "probe"), UID: r.uid, Logger: hclog.NewNullLogger()})
 	if err != nil {

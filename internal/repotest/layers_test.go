@@ -68,7 +68,7 @@ var fences = []struct {
 	{"github.com/containerd", []string{"host/launch/containerd/..."}, "containers are one launcher's business"},
 	{"database/sql", []string{"host/registry/..."}, "one committer owns the database"},
 	{"modernc.org/sqlite", []string{"host/registry/..."}, "one committer owns the database"},
-	{"github.com/hashicorp/go-plugin", []string{"sdk/...", "host/catalog/..."}, "go-plugin is the type plane only (docs/adr/0002)"},
+	{"github.com/hashicorp/go-plugin", []string{"sdk/...", "host/catalog/...", "host/launch/containerd/..."}, "go-plugin is the type plane only (docs/adr/0002): who asks a plugin, and the cage it is asked in"},
 	{"github.com/spf13/cobra", []string{"cmd/..."}, "flags end at the command"},
 }
 

@@ -67,6 +67,7 @@ const (
 	labelVersion = "dals.version" // type version
 	labelExit    = "dals.exit"    // how the last settled run ended, JSON
 	labelLog     = "dals.log"     // absolute path of the log file
+	labelRunner  = "dals.runner"  // the host's id, of a Runner's container, which has no labelHost
 )
 
 // Config is what the launcher needs.
@@ -95,6 +96,7 @@ type Launcher struct {
 	overDisk sync.Map // serials of the runs that were ended because of their disk use
 	disk     diskLimits
 	watched  chan struct{}   // closed when nobody watches disks any more; nil before anybody does
+	runners  sync.WaitGroup  // of plugins that are not removed yet
 	life     context.Context // ends with Close
 	end      context.CancelFunc
 	closing  sync.Once
@@ -132,7 +134,7 @@ func newWith(ctx context.Context, cfg Config, disk diskLimits) (*Launcher, error
 	if err := l.checkServer(ctx); err != nil {
 		return nil, l.abandon(ctx, err)
 	}
-	if err := errors.Join(l.sweepLeases(ctx), sweepRootfs(l.rootfsDir()), l.findFolders(ctx)); err != nil {
+	if err := errors.Join(l.sweepLeases(ctx), sweepRootfs(l.rootfsDir()), l.sweepRunners(ctx), l.findFolders(ctx)); err != nil {
 		return nil, l.abandon(ctx, err)
 	}
 	l.watched = make(chan struct{})
@@ -225,13 +227,15 @@ func alive(t *tasktypes.Process) bool {
 	return false
 }
 
-// Close lets go of containerd and of the workers without touching them.
+// Close lets go of containerd and of the workers without touching them; plugins
+// that a Runner runs are ended.
 func (l *Launcher) Close() (err error) {
 	l.closing.Do(func() {
 		l.end()
 		if l.watched != nil {
 			<-l.watched
 		}
+		l.runners.Wait()
 		if l.private != nil {
 			err = l.private.close()
 		}
@@ -250,6 +254,9 @@ func (l *Launcher) Down(ctx context.Context) error {
 	}
 	if n := len(left); n > 0 {
 		return fmt.Errorf("take containerd down: %d workers are left: %w", n, worker.ErrConflict)
+	}
+	if err := l.sweepRunners(ctx); err != nil {
+		return fmt.Errorf("take containerd down: %w", err)
 	}
 	if err := l.private.down(ctx); err != nil {
 		return fmt.Errorf("take containerd down: %w", err)

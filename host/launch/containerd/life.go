@@ -14,6 +14,7 @@ import (
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/typeurl/v2"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/dals-host/dals-host/host/launch"
@@ -67,6 +68,35 @@ func (l *Launcher) container(spec launch.Spec) (containers.Container, error) {
 	if err != nil {
 		return containers.Container{}, err
 	}
+	c, err := l.caged(spec.Serial, cage)
+	c.Image = imageName(spec.Image)
+	c.Labels = map[string]string{
+		labelHost:    l.cfg.HostID,
+		labelSerial:  string(spec.Serial),
+		labelDigest:  spec.Image.Digest,
+		labelType:    spec.Image.Type,
+		labelVersion: spec.Image.Version,
+		labelLog:     filepath.Join(spec.Dir, launch.LogsDir, launch.LogFile),
+	}
+	return c, err
+}
+
+// runnerContainer is no worker's: it bears another label than those.
+func (l *Launcher) runnerContainer(r *Runner) (containers.Container, error) {
+	cage, err := l.cage(cell{
+		id: r.id, digest: r.cfg.Image.Digest, uid: r.cfg.UID, limits: r.cfg.Limits, env: r.env,
+		files: tmpBytes, cpu: uint64(r.cfg.Life/time.Second) + 1,
+	})
+	if err != nil {
+		return containers.Container{}, err
+	}
+	c, err := l.caged(r.id, cage)
+	c.Labels = map[string]string{labelRunner: l.cfg.HostID, labelDigest: r.cfg.Image.Digest}
+	return c, err
+}
+
+// caged is the record of a container with that cage.
+func (l *Launcher) caged(id worker.Serial, cage *specs.Spec) (containers.Container, error) {
 	cageAny, err := typeurl.MarshalAny(cage)
 	if err != nil {
 		return containers.Container{}, fmt.Errorf("encode container: %w", err)
@@ -76,18 +106,9 @@ func (l *Launcher) container(spec launch.Spec) (containers.Container, error) {
 		return containers.Container{}, fmt.Errorf("encode runtime options: %w", err)
 	}
 	return containers.Container{
-		ID:      string(spec.Serial),
-		Image:   imageName(spec.Image),
+		ID:      string(id),
 		Runtime: containers.RuntimeInfo{Name: "io.containerd.runc.v2", Options: options},
 		Spec:    cageAny,
-		Labels: map[string]string{
-			labelHost:    l.cfg.HostID,
-			labelSerial:  string(spec.Serial),
-			labelDigest:  spec.Image.Digest,
-			labelType:    spec.Image.Type,
-			labelVersion: spec.Image.Version,
-			labelLog:     filepath.Join(spec.Dir, launch.LogsDir, launch.LogFile),
-		},
 	}, nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/dals-host/dals-host/host/launch"
+	"github.com/dals-host/dals-host/host/worker"
 )
 
 // workerDir is the worker's folder inside its container.
@@ -24,24 +25,44 @@ const (
 	oomScore = 500
 )
 
+// cell is what one container of a host has that others have not.
+type cell struct {
+	id     worker.Serial
+	digest string // of the binary
+	uid    int
+	limits worker.Limits
+	env    []string
+	mounts []specs.Mount // beside those that all have
+	files  uint64        // bytes that one file may have
+	cpu    uint64        // seconds of processor time that one process may have; 0 for no bound
+}
+
 // ociSpec is the cage of one worker.
 func (l *Launcher) ociSpec(s launch.Spec) (*specs.Spec, error) {
+	return l.cage(cell{
+		id: s.Serial, digest: s.Image.Digest, uid: s.UID, limits: s.Limits,
+		env: []string{launch.EnvDir + "=" + workerDir}, mounts: folderMounts(s.Dir), files: launch.DiskBytes,
+	})
+}
+
+// cage is what all containers run in.
+func (l *Launcher) cage(c cell) (*specs.Spec, error) {
 	seccomp, err := seccompProfile()
 	if err != nil {
 		return nil, err
 	}
-	process, err := ociProcess(s)
+	process, err := ociProcess(c)
 	if err != nil {
 		return nil, err
 	}
 	return &specs.Spec{
 		Version:  "1.0.2", // nothing later is used, and runc of Debian 12 knows no more
-		Root:     &specs.Root{Path: l.rootfs(s.Image.Digest), Readonly: true},
-		Hostname: strings.ToLower(string(s.Serial)),
+		Root:     &specs.Root{Path: l.rootfs(c.digest), Readonly: true},
+		Hostname: strings.ToLower(string(c.id)),
 		Process:  process,
-		Mounts:   mounts(s.Dir),
+		Mounts:   append(mounts(), c.mounts...),
 		Linux: &specs.Linux{
-			CgroupsPath: l.cgroups.path(s.Serial),
+			CgroupsPath: l.cgroups.path(c.id),
 			Namespaces: []specs.LinuxNamespace{
 				{Type: specs.PIDNamespace},
 				{Type: specs.MountNamespace},
@@ -50,7 +71,7 @@ func (l *Launcher) ociSpec(s launch.Spec) (*specs.Spec, error) {
 				{Type: specs.NetworkNamespace},
 				{Type: specs.CgroupNamespace},
 			},
-			Resources:         resources(s),
+			Resources:         resources(c.limits),
 			Seccomp:           seccomp,
 			RootfsPropagation: "private",
 			MaskedPaths:       maskedPaths(),
@@ -76,38 +97,35 @@ func readonlyPaths() []string {
 	return []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/pressure", "/proc/sys", "/proc/sysrq-trigger"}
 }
 
-func ociProcess(s launch.Spec) (*specs.Process, error) {
+func ociProcess(c cell) (*specs.Process, error) {
 	var files unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
 		return nil, fmt.Errorf("read limit of open files: %w", err)
 	}
 	open := min(maxFiles, files.Max) // more than the own limit takes a capability that root may lack
 	umask, score := uint32(0o077), oomScore
-	return &specs.Process{
+	process := &specs.Process{
 		Args:            []string{"/" + binaryName},
-		Env:             []string{launch.EnvDir + "=" + workerDir},
+		Env:             c.env,
 		Cwd:             "/",
-		User:            specs.User{UID: uint32(s.UID), GID: uint32(s.UID), Umask: &umask},
+		User:            specs.User{UID: uint32(c.uid), GID: uint32(c.uid), Umask: &umask},
 		Capabilities:    &specs.LinuxCapabilities{},
 		NoNewPrivileges: true,
 		OOMScoreAdj:     &score,
 		Rlimits: []specs.POSIXRlimit{
 			{Type: "RLIMIT_NOFILE", Soft: open, Hard: open},
-			{Type: "RLIMIT_FSIZE", Soft: launch.DiskBytes, Hard: launch.DiskBytes},
+			{Type: "RLIMIT_FSIZE", Soft: c.files, Hard: c.files},
 			{Type: "RLIMIT_CORE"},
 		},
-	}, nil
+	}
+	if c.cpu > 0 {
+		process.Rlimits = append(process.Rlimits, specs.POSIXRlimit{Type: "RLIMIT_CPU", Soft: c.cpu, Hard: c.cpu})
+	}
+	return process, nil
 }
 
-// mounts are what a worker sees besides its root: its folder, of which it may
-// write state/ and run/, and three file systems of the kernel's.
-func mounts(dir string) []specs.Mount {
-	bind := func(name, mode string) specs.Mount {
-		return specs.Mount{
-			Destination: filepath.Join(workerDir, name), Type: "bind", Source: filepath.Join(dir, name),
-			Options: []string{"bind", mode, "private", "nosuid", "nodev", "noexec"},
-		}
-	}
+// mounts are what everybody sees besides the root: file systems of the kernel's.
+func mounts() []specs.Mount {
 	return []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "noexec", "mode=755", "size=64k"}},
@@ -115,16 +133,24 @@ func mounts(dir string) []specs.Mount {
 			Destination: "/tmp", Type: "tmpfs", Source: "tmpfs",
 			Options: []string{"nosuid", "nodev", "noexec", "mode=1777", fmt.Sprintf("size=%d", tmpBytes), fmt.Sprintf("nr_inodes=%d", tmpFiles)},
 		},
-		bind("", "ro"),
-		bind(launch.StateDir, "rw"),
-		bind(launch.RunDir, "rw"),
 	}
 }
 
-func resources(s launch.Spec) *specs.LinuxResources {
-	memory := orDefault(s.Limits.MemoryBytes, launch.DefaultMemoryBytes)
-	pids := orDefault(s.Limits.PIDs, launch.DefaultPIDs)
-	quota := orDefault(s.Limits.CPUMillis, launch.DefaultCPUMillis) * cpuPeriod / 1000
+// folderMounts are a worker's folder, of which it may write state/ and run/.
+func folderMounts(dir string) []specs.Mount {
+	bind := func(name, mode string) specs.Mount {
+		return specs.Mount{
+			Destination: filepath.Join(workerDir, name), Type: "bind", Source: filepath.Join(dir, name),
+			Options: []string{"bind", mode, "private", "nosuid", "nodev", "noexec"},
+		}
+	}
+	return []specs.Mount{bind("", "ro"), bind(launch.StateDir, "rw"), bind(launch.RunDir, "rw")}
+}
+
+func resources(limits worker.Limits) *specs.LinuxResources {
+	memory := orDefault(limits.MemoryBytes, launch.DefaultMemoryBytes)
+	pids := orDefault(limits.PIDs, launch.DefaultPIDs)
+	quota := orDefault(limits.CPUMillis, launch.DefaultCPUMillis) * cpuPeriod / 1000
 	period := uint64(cpuPeriod)
 	r := &specs.LinuxResources{
 		Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}, // runc adds null, zero, random and the like

@@ -30,23 +30,34 @@ func (l *Launcher) Stop(ctx context.Context, serial worker.Serial, grace time.Du
 
 // Remove ends the worker and deletes its container.
 func (l *Launcher) Remove(ctx context.Context, serial worker.Serial) error {
-	done, err := l.take(ctx, serial)
-	if err != nil {
+	if l.life.Err() != nil {
+		return fmt.Errorf("remove %s: %w", serial, errClosed)
+	}
+	if err := l.remove(ctx, serial); err != nil {
 		return fmt.Errorf("remove %s: %w", serial, err)
+	}
+	return nil
+}
+
+// remove works also while the launcher is being closed.
+func (l *Launcher) remove(ctx context.Context, serial worker.Serial) error {
+	done, err := l.turns.Take(ctx, serial)
+	if err != nil {
+		return err
 	}
 	defer done()
 	l.fresh.Delete(serial)
 	l.folders.Delete(serial)
 	if err := l.settle(ctx, serial, 0); err != nil {
-		return fmt.Errorf("remove %s: %w", serial, err)
+		return err
 	}
 	failpoint.Hit("containerd", "cgroup", "before")
 	if err := l.cgroups.remove(serial); err != nil {
-		return fmt.Errorf("remove %s: %w", serial, err)
+		return err
 	}
 	failpoint.Hit("containerd", "cgroup", "after")
 	if err := l.client.ContainerService().Delete(ctx, string(serial)); err != nil && !isNotFound(err) {
-		return fmt.Errorf("remove %s: %w", serial, family(err))
+		return family(err)
 	}
 	return nil
 }

@@ -49,6 +49,19 @@ func main() {
 		time.Sleep(time.Hour)
 	case "fork":
 		fork()
+	case "fork bomb":
+		for bomb() == nil {
+		}
+		time.Sleep(time.Hour)
+	case "memory bomb":
+		for held := [][]byte{}; ; {
+			held = append(held, bytes.Repeat([]byte{1}, 64<<20))
+		}
+	case "write":
+		panic(fmt.Sprint(writable()))
+	case "network":
+		_, err := net.Dial("tcp", s.Line)
+		panic(err)
 	case "symlink":
 		dir := os.Getenv(plugin.EnvUnixSocketDir)
 		if err := os.Symlink("/run/somebody.sock", dir+"/s"); err != nil {
@@ -107,6 +120,27 @@ func note(path string) {
 	if _, err := f.WriteString("x"); err != nil {
 		panic(err)
 	}
+}
+
+// bomb starts one more of itself.
+func bomb() error { return exec.Command("/proc/self/exe").Start() }
+
+// writable are the folders that it could make a file in, and what of the machine's
+// it can see.
+func writable() (found []string) {
+	for _, dir := range []string{"/", "/etc", "/var/tmp", "/dev", "/dev/shm", "/run", "/root", "/home", "/proc/sys/kernel"} {
+		f, err := os.CreateTemp(dir, "hostile")
+		if err == nil {
+			found = append(found, f.Name())
+			_ = os.Remove(f.Name())
+		}
+	}
+	for _, file := range []string{"/etc/passwd", "/var/log", "/usr/bin"} {
+		if _, err := os.Stat(file); err == nil {
+			found = append(found, file)
+		}
+	}
+	return found
 }
 
 // fork leaves a child in a session of its own that holds stdout open.
