@@ -55,6 +55,13 @@ func onThreadOfItsOwn(f func()) {
 	<-done
 }
 
+// onAnotherThread runs f where Landlock does not hold.
+func onAnotherThread(f func() error) error {
+	done := make(chan error)
+	go func() { done <- f() }()
+	return <-done
+}
+
 // live starts the process, waits for its end, and ends what it leaves. It wants
 // a thread of its own: the thread takes no_new_privs, which its children inherit
 // and which cannot be taken back; it traces the process; and when it ends, as it
@@ -64,6 +71,11 @@ func (p *process) live(started chan<- error) {
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		started <- fmt.Errorf("set no_new_privs: %w", err)
 		return
+	}
+	if version, err := landlocked(p.binary, p.folder); err != nil {
+		p.log.Debug("plugin is probed without Landlock", "error", err)
+	} else {
+		p.log.Debug("plugin is probed under Landlock", "version", version)
 	}
 	caged := true
 	cmd, stdout, stderr, err := p.launch(caged)
@@ -79,6 +91,7 @@ func (p *process) live(started chan<- error) {
 	defer stdout.Close()
 	defer stderr.Close()
 	p.pid = cmd.Process.Pid
+	p.log.Debug("plugin is executed", "binary", p.binary.Name(), "pid", p.pid)
 	pumps := p.listen(stdout, stderr)
 	started <- nil
 	p.await()
@@ -206,7 +219,9 @@ func (p *process) limit(pid int, caged bool) error {
 		defer func() { _ = becomeReal(uid, gid) }()
 	}
 	// Should memory run out, it is the first to go.
-	err := os.WriteFile("/proc/"+strconv.Itoa(pid)+"/oom_score_adj", []byte("1000"), 0)
+	err := onAnotherThread(func() error {
+		return os.WriteFile("/proc/"+strconv.Itoa(pid)+"/oom_score_adj", []byte("1000"), 0)
+	})
 	for _, l := range limits {
 		if l.ownUID && os.Geteuid() != 0 {
 			continue

@@ -80,10 +80,9 @@ func TestLifeOfAPlugin(t *testing.T) {
 func TestExecutedOnce(t *testing.T) {
 	t.Parallel()
 	r := startRig(t)
-	goats, goatRuns := counter(t)
-	hens, henRuns := counter(t)
-	goat := plug(t, script{Count: goats})
-	hen := plug(t, script{Count: hens, Do: "exit"})
+	goat := plug(t, script{})
+	hen := plug(t, script{Do: "exit"})
+	goatRuns, henRuns := r.executions(goat), r.executions(hen)
 	first := r.drop("dals-worker-goat", goat)
 	broken := r.drop("dals-worker-hen", hen)
 	r.await(first, Registered)
@@ -240,8 +239,8 @@ func TestMending(t *testing.T) {
 func TestHalfCopied(t *testing.T) {
 	t.Parallel()
 	r := startRig(t)
-	count, executions := counter(t)
-	whole := plug(t, script{Count: count})
+	whole := plug(t, script{})
+	executions := r.executions(whole)
 	path := filepath.Join(r.dir, "dals-worker-goat")
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o755)
 	if err != nil {
@@ -293,8 +292,9 @@ func (r *rig) countLooks() func(n int) {
 func TestDeletedMidway(t *testing.T) {
 	t.Parallel()
 	r := startRig(t)
-	count, executions := counter(t)
-	path := r.drop("dals-worker-goat", plug(t, script{Count: count, Do: "hang describing"}))
+	goat := plug(t, script{Do: "hang describing"})
+	executions := r.executions(goat)
+	path := r.drop("dals-worker-goat", goat)
 	eventually(t, 5*time.Second, func() error {
 		if executions() == 0 {
 			return errors.New("not probed yet")
@@ -347,10 +347,11 @@ func TestFolderComesLater(t *testing.T) {
 func TestRegistryInTrouble(t *testing.T) {
 	t.Parallel()
 	r := startRig(t)
-	count, executions := counter(t)
+	goat := plug(t, script{})
+	executions := r.executions(goat)
 	kept := r.registry.(*memory)
 	kept.breakWith(worker.ErrUnavailable)
-	path := r.drop("dals-worker-goat", plug(t, script{Count: count}))
+	path := r.drop("dals-worker-goat", goat)
 	eventually(t, 5*time.Second, func() error {
 		if p := r.plugin(path); p.State != Verified || !strings.Contains(p.Reason, "host has trouble: record verdict: unavailable") {
 			return fmt.Errorf("it is %+v", p)

@@ -34,13 +34,14 @@ func (p *process) liveCaged(started chan<- error) {
 	defer p.container.Stdout().Close()
 	defer p.container.Stderr().Close()
 	started <- nil
-	ended := context.AfterFunc(p.ctx, func() {
-		// It takes as long as it takes, and is bounded by the Runner.
-		_ = p.container.Kill(context.WithoutCancel(p.ctx))
-	})
-	_ = p.container.Wait(context.WithoutCancel(p.ctx)) // Exit says more than the error
-	p.byItself = ended()
+	select {
+	case <-p.container.Ended():
+		p.byItself = p.ctx.Err() == nil
+	case <-p.ctx.Done():
+	}
 	close(p.exited)
+	// How long that takes is bounded by the Runner.
+	_ = p.container.Kill(context.WithoutCancel(p.ctx))
 	pumps()
 }
 

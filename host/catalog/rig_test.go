@@ -1,7 +1,10 @@
 package catalog
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -45,7 +48,6 @@ var plain = sync.OnceValues(func() ([]byte, error) {
 type script struct {
 	Do      string `json:",omitempty"`
 	Line    string `json:",omitempty"`
-	Count   string `json:",omitempty"`
 	Version uint   `json:",omitempty"`
 	Cookie  string `json:",omitempty"`
 	Type    *workerv1.TypeDescriptor
@@ -154,6 +156,7 @@ type rig struct {
 	registry Registry
 	catalog  *Catalog
 	stop     func()
+	log      logged // of the prober
 
 	mu     sync.Mutex
 	inUse  map[string]bool
@@ -188,7 +191,7 @@ func startRig(t *testing.T) *rig {
 
 func (r *rig) prober() *PluginProber {
 	r.t.Helper()
-	p, err := NewProber(ProberConfig{Dir: filepath.Join(r.data, "probe"), UID: r.uid, Logger: hclog.NewNullLogger()})
+	p, err := NewProber(ProberConfig{Dir: filepath.Join(r.data, "probe"), UID: r.uid, Logger: hclog.New(&hclog.LoggerOptions{Output: &r.log, Level: hclog.Debug})})
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -304,25 +307,30 @@ func eventually(t *testing.T, limit time.Duration, check func() error) {
 	}
 }
 
-// counter is a file that an unprivileged plugin can write to.
-func counter(t *testing.T) (path string, executions func() int) {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "catalog-count-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	path = filepath.Join(dir, "count")
-	if err := errors.Join(os.Chmod(dir, 0o755), os.WriteFile(path, nil, 0o666), os.Chmod(path, 0o666)); err != nil {
-		t.Fatal(err)
-	}
-	return path, func() int {
-		data, err := os.ReadFile(path)
-		if err != nil {
-			t.Error(err)
-		}
-		return len(data)
-	}
+// executions counts how often the prober has executed a binary.
+func (r *rig) executions(binary []byte) func() int {
+	sum := sha256.Sum256(binary)
+	line := []byte("plugin is executed: binary=" + filepath.Join(r.data, "store", "sha256", hex.EncodeToString(sum[:])))
+	return func() int { return bytes.Count(r.log.bytes(), line) }
+}
+
+// logged is a log that is read while it is written.
+type logged struct {
+	mu   sync.Mutex
+	text []byte
+}
+
+func (l *logged) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.text = append(l.text, p...)
+	return len(p), nil
+}
+
+func (l *logged) bytes() []byte {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.text)
 }
 
 // processesOf lists the living processes of a uid.

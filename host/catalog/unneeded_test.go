@@ -36,10 +36,10 @@ func (r *rig) unneeded(pick bool) (digests []string) {
 // back with its file, without a probe.
 func TestCollect(t *testing.T) {
 	t.Parallel()
-	count, executions := counter(t)
 	r := startRig(t)
 	kept := r.drop("dals-worker-goat", good(t, "goat", "1.0.0", "GT"))
-	said := script{Type: describing("cat", "1.1.0", "CT"), Count: count}
+	said := script{Type: describing("cat", "1.1.0", "CT")}
+	executions := r.executions(plug(t, said))
 	path := r.drop("dals-worker-cat", plug(t, said))
 	bad := r.drop("dals-worker-bad", plug(t, script{Do: "exit"}))
 	r.await(kept, Registered)

@@ -69,8 +69,9 @@ type Runner struct {
 	stderr   pipe
 	tmp      *os.File // its /tmp, O_PATH
 	end      context.CancelFunc
+	ended    chan struct{} // closed when it has ended
+	exit     launch.Exit   // to be read when ended is closed
 	gone     chan struct{} // closed when nothing is left of it
-	exit     launch.Exit   // to be read when gone is closed
 
 	mu     sync.Mutex
 	socket *os.File // O_PATH; what the plugin listens on
@@ -97,7 +98,7 @@ func (l *Launcher) NewRunner(c RunnerConfig, env []string, dir string) (*Runner,
 	}
 	id := make([]byte, 8)
 	_, _ = rand.Read(id) // it never fails
-	r := &Runner{launcher: l, cfg: c, id: worker.Serial(runnerPrefix + hex.EncodeToString(id)), dir: dir, gone: make(chan struct{})}
+	r := &Runner{launcher: l, cfg: c, id: worker.Serial(runnerPrefix + hex.EncodeToString(id)), dir: dir, ended: make(chan struct{}), gone: make(chan struct{})}
 	for _, v := range env {
 		if !strings.HasPrefix(v, plugin.EnvUnixSocketDir+"=") {
 			r.env = append(r.env, v)
@@ -209,6 +210,7 @@ func (r *Runner) live(life context.Context) {
 	defer r.end()
 	l := r.launcher
 	r.exit = r.awaitExit(life)
+	close(r.ended)
 	// Close ends l.life, and with it this plugin: what follows must outlive it.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(life), patienceOfRunner)
 	defer cancel()
@@ -347,10 +349,13 @@ func (r *Runner) closeSocket() error {
 	return socket.Close()
 }
 
+// Ended is closed when the plugin has ended, before its container is removed.
+func (r *Runner) Ended() <-chan struct{} { return r.ended }
+
 // Exit is how the plugin ended: Unknown where it was ended, or still runs.
 func (r *Runner) Exit() launch.Exit {
 	select {
-	case <-r.gone:
+	case <-r.ended:
 		return r.exit
 	default:
 		return launch.Exit{Unknown: true}

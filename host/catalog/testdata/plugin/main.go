@@ -26,7 +26,6 @@ import (
 type script struct {
 	Do      string // what to do instead of serving
 	Line    string // printed on stdout
-	Count   string // file that gets a byte for each execution
 	Version uint   // of the protocol
 	Cookie  string
 	Type    workerv1.TypeDescriptor
@@ -34,9 +33,6 @@ type script struct {
 
 func main() {
 	s := readScript()
-	if s.Count != "" {
-		note(s.Count)
-	}
 	switch s.Do {
 	case "print":
 		fmt.Print(strings.ReplaceAll(s.Line, "PROBE", os.Getenv(plugin.EnvUnixSocketDir)))
@@ -57,6 +53,8 @@ func main() {
 		for held := [][]byte{}; ; {
 			held = append(held, bytes.Repeat([]byte{1}, 64<<20))
 		}
+	case "read", "append", "create":
+		panic(touch(s.Do, s.Line))
 	case "write":
 		panic(fmt.Sprint(writable()))
 	case "network":
@@ -111,19 +109,21 @@ func readScript() *script {
 	return s
 }
 
-func note(path string) {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
-	if err != nil {
-		panic(err)
-	}
-	defer f.Close()
-	if _, err := f.WriteString("x"); err != nil {
-		panic(err)
-	}
-}
-
 // bomb starts one more of itself.
 func bomb() error { return exec.Command("/proc/self/exe").Start() }
+
+// touch tries one thing with a folder, or the file f in it.
+func touch(what, dir string) (err error) {
+	switch what {
+	case "read":
+		_, err = os.ReadFile(dir + "/f")
+	case "append":
+		_, err = os.OpenFile(dir+"/f", os.O_WRONLY|os.O_APPEND, 0)
+	case "create":
+		_, err = os.Create(dir + "/h")
+	}
+	return err
+}
 
 // writable are the folders that it could make a file in, and what of the machine's
 // it can see.
