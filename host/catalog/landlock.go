@@ -39,7 +39,7 @@ func landlocked(binary, folder *os.File) (version int, err error) {
 	}
 	version = int(n)
 	handled := handledBy(version)
-	fd, _, errno := unix.RawSyscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&handled)), unsafe.Sizeof(handled), 0)
+	fd, _, errno := unix.RawSyscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&handled)), unsafe.Sizeof(handled), 0) //nolint:gosec // the kernel copies it
 	if errno != 0 {
 		return version, fmt.Errorf("make Landlock rules: %w", errno)
 	}
@@ -84,7 +84,7 @@ func handledBy(version int) unix.LandlockRulesetAttr {
 
 func grant(rules, object *os.File, access uint64) error {
 	rule := unix.LandlockPathBeneathAttr{Allowed_access: access, Parent_fd: int32(object.Fd())}
-	_, _, errno := unix.RawSyscall6(unix.SYS_LANDLOCK_ADD_RULE, rules.Fd(), unix.LANDLOCK_RULE_PATH_BENEATH, uintptr(unsafe.Pointer(&rule)), 0, 0, 0)
+	_, _, errno := unix.RawSyscall6(unix.SYS_LANDLOCK_ADD_RULE, rules.Fd(), unix.LANDLOCK_RULE_PATH_BENEATH, uintptr(unsafe.Pointer(&rule)), 0, 0, 0) //nolint:gosec // the kernel copies it
 	if errno != 0 {
 		return fmt.Errorf("grant %s by Landlock: %w", object.Name(), errno)
 	}

@@ -17,8 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// nothing is what an attempt brings that was not refused and got nothing.
-var nothing = errors.New("nothing")
+// errNothing is what an attempt brings that was not refused and got nothing.
+var errNothing = errors.New("nothing")
 
 // attempts take arguments: paths, addresses, numbers.
 var attempts = map[string]func(args []string) error{
@@ -60,7 +60,7 @@ func read(a []string) error {
 	defer f.Close()
 	if n, err := f.Read(make([]byte, 16)); n == 0 {
 		if err == io.EOF {
-			return nothing
+			return errNothing
 		}
 		return err
 	}
@@ -70,7 +70,7 @@ func read(a []string) error {
 func list(a []string) error {
 	entries, err := os.ReadDir(a[0])
 	if err == nil && len(entries) == 0 {
-		return nothing
+		return errNothing
 	}
 	return err
 }
@@ -148,7 +148,7 @@ func find(a []string) error {
 			return nil
 		}
 	}
-	return nothing
+	return errNothing
 }
 
 // descriptors looks for a file below a path, or a folder, that somebody has open.
@@ -164,7 +164,7 @@ func descriptors(a []string) error {
 			return errors.New("found " + target)
 		}
 	}
-	return nothing
+	return errNothing
 }
 
 // strangers looks for processes of others.
@@ -176,13 +176,13 @@ func strangers([]string) error {
 			return nil
 		}
 	}
-	return nothing
+	return errNothing
 }
 
 func interfaces([]string) error {
 	all, err := net.Interfaces()
 	if err == nil && len(all) == 1 {
-		return nothing
+		return errNothing
 	}
 	return err
 }
@@ -198,7 +198,7 @@ func addresses(a []string) error {
 			return nil
 		}
 	}
-	return nothing
+	return errNothing
 }
 
 // forkBomb has each child make more children until no more can be had; they stay.
