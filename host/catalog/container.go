@@ -37,6 +37,7 @@ func (p *process) liveCaged(started chan<- error) {
 	select {
 	case <-p.container.Ended():
 		p.byItself = p.ctx.Err() == nil
+		p.timeOver = p.byItself && p.container.Exit().Unknown
 	case <-p.ctx.Done():
 	}
 	close(p.exited)

@@ -33,7 +33,7 @@ func (p *process) diagnose(err error, patience time.Duration) error {
 		return p.noise
 	case errors.As(err, &fault): // about its socket
 		return fault
-	case errors.Is(p.ctx.Err(), context.DeadlineExceeded):
+	case p.timeOver, errors.Is(p.ctx.Err(), context.DeadlineExceeded):
 		return p.late(err, patience)
 	}
 	rpc, described := status.FromError(err)

@@ -36,6 +36,7 @@ const (
 	// probesAtOnce is how many plugins run at a time, each as a uid of its own.
 	probesAtOnce = 2
 	probeTime    = 5 * time.Second
+	cageTime     = 20 * time.Second // for a busy machine to make a container
 	// lastWords is how long a plugin that broke its connection may take to die of
 	// what broke it, so that the reason can name that.
 	lastWords = 500 * time.Millisecond
@@ -129,7 +130,11 @@ func (p *PluginProber) Probe(ctx context.Context, binary *os.File) (*workerv1.Ty
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	run, cancel := context.WithTimeout(ctx, p.patience)
+	limit := p.patience
+	if p.cfg.Cage != nil {
+		limit += cageTime // a plugin's own time begins when its container runs
+	}
+	run, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	proc := &process{ctx: run, cancel: cancel, binary: binary, uid: uid, cage: p.cfg.Cage, patience: p.patience, log: p.cfg.Logger}
 	descriptor, err := p.converse(proc)
@@ -158,7 +163,7 @@ func (p *PluginProber) converse(proc *process) (*workerv1.TypeDescriptor, error)
 			return proc, proc.prepare(cmd.Env, dir)
 		},
 		SkipHostEnv:      true,
-		StartTimeout:     2 * p.patience, // the process's context ends it before
+		StartTimeout:     2 * (p.patience + cageTime), // the process's context ends it before
 		UnixSocketConfig: &plugin.UnixSocketConfig{TempDir: p.cfg.Dir},
 		Logger:           hclog.NewNullLogger(),
 	})

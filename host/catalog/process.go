@@ -61,6 +61,7 @@ type process struct {
 	noise    *Fault           // why its first line is no handshake
 	state    *os.ProcessState // how it ended
 	byItself bool             // it was not ended by the host
+	timeOver bool             // or only by its container, whose time was over
 }
 
 var _ runner.Runner = (*process)(nil)

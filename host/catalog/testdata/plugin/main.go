@@ -50,8 +50,9 @@ func main() {
 		}
 		time.Sleep(time.Hour)
 	case "memory bomb":
-		for held := [][]byte{}; ; {
-			held = append(held, bytes.Repeat([]byte{1}, 64<<20))
+		held := make([]byte, 4<<30)
+		for i := 0; i < len(held); i += 4096 {
+			held[i] = 1
 		}
 	case "read", "append", "create":
 		panic(touch(s.Do, s.Line))
