@@ -18,6 +18,9 @@
 // store for provenance; containers run from one read-only folder per binary,
 // whose file is a hard link to the host's store.
 //
+// A plugin that nobody trusts yet can be run for a moment in a cage that has
+// nothing of the host's in it at all: RunnerFunc is for go-plugin's client.
+//
 // All files lie in <data>/containerd, except for the sockets that shims make in
 // /run/containerd/s and, where the data folder's path is too long for a socket
 // address, /run/dals-<host id>. Container ids are serials, in the namespace

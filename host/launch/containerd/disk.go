@@ -31,7 +31,7 @@ const (
 )
 
 // watchDisk ends workers that take more disk than they may, until the launcher
-// is closed. See docs/adr/0015-a-watch-over-disks.md for why it is no quota.
+// is closed. See docs/adr/0018-a-watch-over-disks.md for why it is no quota.
 func (l *Launcher) watchDisk() {
 	defer close(l.watched)
 	ticker := time.NewTicker(diskTick)
