@@ -30,6 +30,7 @@ func (p *process) liveCaged(started chan<- error) {
 		started <- err
 		return
 	}
+	p.log.Debug("plugin runs in a container", "binary", p.binary.Name(), "id", p.container.ID())
 	pumps := p.listen(p.container.Stdout().(*os.File), p.container.Stderr().(*os.File))
 	defer p.container.Stdout().Close()
 	defer p.container.Stderr().Close()

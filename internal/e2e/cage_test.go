@@ -60,6 +60,9 @@ func newCage(t *testing.T, runtime string) *cage {
 		_, err := h.client.Type(t.Context(), "hostile")
 		return err
 	})
+	if probed := strings.Count(h.log.String(), "plugin runs in a container"); probed < 4 {
+		t.Errorf("%d of 4 plugins were probed in a container", probed)
+	}
 	c := &cage{host: h, binary: binary, prisoner: h.forge("prisoner", "hostile").WorkerSerial, bystander: h.forge("bystander", "template").WorkerSerial}
 	c.prisonerAt, c.otherAt = c.folder(c.prisoner), c.folder(c.bystander)
 	return c

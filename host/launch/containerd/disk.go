@@ -97,7 +97,7 @@ func (l *Launcher) boundDisk(ctx context.Context, serial worker.Serial, dir stri
 	l.log.Warn("worker is ended: it takes more disk than it may", "serial", serial, "bytes", use.bytes, "files", use.files,
 		"most bytes", l.disk.bytes, "most files", l.disk.files)
 	l.overDisk.Store(serial, true)
-	if err := l.signal(ctx, serial, unix.SIGKILL); err != nil {
+	if err := l.kill(ctx, serial); err != nil {
 		l.log.Error("worker that takes too much disk not ended", "serial", serial, "error", err)
 	}
 }
