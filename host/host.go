@@ -26,6 +26,7 @@ import (
 	"github.com/dals-host/dals-host/host/control"
 	"github.com/dals-host/dals-host/host/forge"
 	"github.com/dals-host/dals-host/host/gate"
+	"github.com/dals-host/dals-host/host/internal/workerlog"
 	"github.com/dals-host/dals-host/host/keyring"
 	"github.com/dals-host/dals-host/host/launch"
 	"github.com/dals-host/dals-host/host/record"
@@ -70,6 +71,7 @@ type Host struct {
 	record     *record.Log
 	launcher   launch.Launcher
 	stage      *stage.Store
+	logs       *workerlog.Logs
 	ports      *portKeeper
 	plugins    *plugins
 	catalog    *catalog.Catalog
@@ -122,7 +124,7 @@ func (h *Host) Run(ctx context.Context) (err error) {
 	beneath, stopBeneath := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopBeneath()
 	g, running := errgroup.WithContext(beneath)
-	for _, run := range []func(context.Context) error{h.record.Run, h.catalog.Run, h.gate.Run, h.forge.Run, h.patrol, h.keepMirrors, h.serveHTTP, h.ports.run} {
+	for _, run := range []func(context.Context) error{h.record.Run, h.catalog.Run, h.gate.Run, h.forge.Run, h.patrol, h.keepMirrors, h.logs.Run, h.serveHTTP, h.ports.run} {
 		g.Go(func() error { return run(running) })
 	}
 	g.Go(func() error {

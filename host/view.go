@@ -5,11 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
-	"path"
 
 	"github.com/dals-host/dals-host/host/control"
-	"github.com/dals-host/dals-host/host/launch"
 	"github.com/dals-host/dals-host/host/registry"
 	"github.com/dals-host/dals-host/host/worker"
 	"github.com/dals-host/dals-host/sdk/identity"
@@ -48,21 +45,19 @@ func (b backend) Worker(ctx context.Context, ref string) (control.WorkerDetail, 
 	return d, nil
 }
 
-func (b backend) Log(ctx context.Context, ref string) (*os.File, error) {
+func (b backend) Log(ctx context.Context, ref string) (control.Log, error) {
 	w, err := findWorker(ctx, b.registry, ref)
 	if err != nil {
 		return nil, err
 	}
-	root, err := b.stage.OpenRoot(w.Serial)
-	if err != nil {
-		return nil, err
-	}
-	defer root.Close()
-	f, err := root.Open(path.Join(launch.LogsDir, launch.LogFile))
+	log, err := b.logs.Open(w.Serial)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("log of worker %s: %w", w.Name, worker.ErrNotFound)
 	}
-	return f, err
+	if err != nil {
+		return nil, fmt.Errorf("open log of worker %s: %w", w.Name, err)
+	}
+	return log, nil
 }
 
 // view adds to a worker what the host sees of its health. Its vault is whole

@@ -15,7 +15,7 @@ package control
 
 import (
 	"context"
-	"os"
+	"io"
 	"time"
 
 	"github.com/dals-host/dals-host/host/worker"
@@ -40,7 +40,17 @@ type Workers interface {
 	// Worker tells all about one; unknown is worker.ErrNotFound.
 	Worker(ctx context.Context, ref string) (WorkerDetail, error)
 	// Log opens the worker's log for reading; the caller closes it.
-	Log(ctx context.Context, ref string) (*os.File, error)
+	Log(ctx context.Context, ref string) (Log, error)
+}
+
+// Log is a worker's log that is being read. Read gives io.EOF at the end of what
+// is written so far, and may give more later.
+type Log interface {
+	io.ReadCloser
+	// Last has reading begin with the last n lines.
+	Last(n int) error
+	// Removed says that the log is read to its end, and gone for good.
+	Removed() (bool, error)
 }
 
 // Sender puts envelopes through the gate and waits for results.

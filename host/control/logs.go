@@ -7,9 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strings"
-	"syscall"
 	"time"
 
 	"google.golang.org/grpc"
@@ -31,17 +29,17 @@ const (
 // maxLine. Following ends with the call, with the host, or with the log: a
 // retired worker's is removed.
 func (s *service) StreamLogs(r *hostv1.StreamLogsRequest, stream grpc.ServerStreamingServer[hostv1.StreamLogsResponse]) error {
-	file, err := s.Workers.Log(stream.Context(), r.GetWorker())
+	opened, err := s.Workers.Log(stream.Context(), r.GetWorker())
 	if err != nil {
 		return err
 	}
-	defer file.Close()
+	defer opened.Close()
 	if r.GetTail() > 0 {
-		if err := seekTail(file, int(r.GetTail())); err != nil {
+		if err := opened.Last(int(r.GetTail())); err != nil {
 			return fmt.Errorf("find last lines: %w", err)
 		}
 	}
-	log := &logStream{file: file, lines: bufio.NewReaderSize(file, maxLine), since: r.GetSinceUnixMs(), send: stream.Send}
+	log := &logStream{lines: bufio.NewReaderSize(opened, maxLine), since: r.GetSinceUnixMs(), send: stream.Send}
 	for {
 		if err := log.drain(!r.GetFollow()); err != nil {
 			return err
@@ -56,7 +54,7 @@ func (s *service) StreamLogs(r *hostv1.StreamLogsRequest, stream grpc.ServerStre
 			return nil
 		case <-time.After(followEvery):
 		}
-		if ended, err := log.restart(); ended || err != nil {
+		if removed, err := opened.Removed(); removed || err != nil {
 			return err
 		}
 	}
@@ -64,7 +62,6 @@ func (s *service) StreamLogs(r *hostv1.StreamLogsRequest, stream grpc.ServerStre
 
 // logStream reads lines and sends them in batches.
 type logStream struct {
-	file  *os.File
 	lines *bufio.Reader
 	since int64
 	send  func(*hostv1.StreamLogsResponse) error
@@ -132,60 +129,5 @@ func (l *logStream) flush() error {
 	}
 	err := l.send(&hostv1.StreamLogsResponse{Lines: l.batch})
 	l.batch = nil
-	return err
-}
-
-// restart goes back to the start of a log that was cut, and says when a log is
-// gone for good.
-func (l *logStream) restart() (ended bool, err error) {
-	info, err := l.file.Stat()
-	if err != nil {
-		return false, fmt.Errorf("look at log: %w", err)
-	}
-	at, err := l.file.Seek(0, io.SeekCurrent)
-	if err != nil {
-		return false, fmt.Errorf("look at log: %w", err)
-	}
-	if info.Size() < at {
-		if _, err := l.file.Seek(0, io.SeekStart); err != nil {
-			return false, fmt.Errorf("restart log: %w", err)
-		}
-		l.lines.Reset(l.file)
-		l.partial = l.partial[:0]
-		return false, nil
-	}
-	system, ok := info.Sys().(*syscall.Stat_t)
-	return ok && system.Nlink == 0 && info.Size() == at, nil
-}
-
-// seekTail puts file where its last n lines begin.
-func seekTail(file *os.File, n int) error {
-	end, err := file.Seek(0, io.SeekEnd)
-	if err != nil {
-		return err
-	}
-	// The newline that ends the last line begins none.
-	found, at := -1, end
-	block := make([]byte, 64<<10)
-	for at > 0 {
-		size := min(at, int64(len(block)))
-		at -= size
-		if _, err := file.ReadAt(block[:size], at); err != nil && !errors.Is(err, io.EOF) {
-			return err
-		}
-		if end == at+size && block[size-1] != '\n' {
-			found++
-		}
-		for i := size - 1; i >= 0; i-- {
-			if block[i] != '\n' {
-				continue
-			}
-			if found++; found == n {
-				_, err := file.Seek(at+i+1, io.SeekStart)
-				return err
-			}
-		}
-	}
-	_, err = file.Seek(0, io.SeekStart)
 	return err
 }

@@ -12,9 +12,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/dals-host/dals-host/host/control"
+	"github.com/dals-host/dals-host/host/internal/workerlog"
 	"github.com/dals-host/dals-host/host/worker"
 	hostv1 "github.com/dals-host/dals-host/sdk/proto/host/v1"
 )
@@ -22,18 +25,27 @@ import (
 // logHost serves the log of a file; it may grow while it is followed.
 func logHost(t *testing.T, content string) (hostv1.HostServiceClient, running, string) {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "worker.log")
+	folders := oneFolder(t.TempDir())
+	path := filepath.Join(string(folders), "worker.log")
 	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s := serve(t, &backend{log: func(ref string) (*os.File, error) {
+	logs := workerlog.New(folders, "worker.log", hclog.NewNullLogger())
+	s := serve(t, &backend{log: func(ref string) (control.Log, error) {
 		if ref != "nora" {
 			return nil, fmt.Errorf("worker %s: %w", ref, worker.ErrNotFound)
 		}
-		return os.Open(path)
+		return logs.Open("")
 	}}, filepath.Join(privateDir(t), "s"))
 	return dial(t, s.socket), s, path
 }
+
+// oneFolder is the folder of the one worker that there is.
+type oneFolder string
+
+func (f oneFolder) Instances() ([]worker.Serial, error)      { return []worker.Serial{""}, nil }
+func (f oneFolder) Dir(worker.Serial) string                 { return string(f) }
+func (f oneFolder) OpenRoot(worker.Serial) (*os.Root, error) { return os.OpenRoot(string(f)) }
 
 func readLogs(t *testing.T, h hostv1.HostServiceClient, r *hostv1.StreamLogsRequest) []string {
 	t.Helper()

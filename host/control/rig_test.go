@@ -29,7 +29,7 @@ type backend struct {
 	forge  func(context.Context, control.ForgeRequest) (control.ForgeResult, error)
 	plan   func(context.Context, control.ForgeRequest) (control.Plan, error)
 	worker func(string) (control.WorkerDetail, error)
-	log    func(string) (*os.File, error)
+	log    func(string) (control.Log, error)
 	send   func(context.Context, control.SendRequest) (control.SendResult, error)
 	status func() (control.Status, error)
 	down   func(context.Context, time.Duration) (int, error)
@@ -55,7 +55,7 @@ func (b *backend) Worker(_ context.Context, ref string) (control.WorkerDetail, e
 	return b.worker(ref)
 }
 
-func (b *backend) Log(_ context.Context, ref string) (*os.File, error) { return b.log(ref) }
+func (b *backend) Log(_ context.Context, ref string) (control.Log, error) { return b.log(ref) }
 
 func (b *backend) Send(ctx context.Context, r control.SendRequest) (control.SendResult, error) {
 	return b.send(ctx, r)

@@ -1,0 +1,137 @@
+// Package workerlog keeps what workers print within bounds, and reads it.
+//
+// A worker's output goes into one file, which whoever writes it holds open for
+// as long as the worker runs: containerd's shim, or the worker itself. So the file
+// cannot be renamed away. Once it is longer than MaxBytes its beginning is moved
+// to a second file beside it, which replaces the one before: a worker has at most
+// twice MaxBytes, and what it prints between two looks. Nobody who writes waits
+// for this, and nobody who keeps logs has to live for a worker to write.
+//
+// Where the file system can take a beginning away in place (ext4, xfs), no byte is
+// lost. Elsewhere the file is copied and cut, and what is printed in the instant
+// between the two is lost. Of a worker that floods, which has printed more than
+// twice MaxBytes since the last look, only the last MaxBytes are kept.
+package workerlog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/dals-host/dals-host/host/worker"
+)
+
+// MaxBytes is how long a worker's log may become before its beginning is moved
+// away.
+const MaxBytes = 8 << 20
+
+// How often logs are looked at: at rest, and while one grows fast.
+const (
+	lookEvery = time.Second
+	lookSoon  = 50 * time.Millisecond
+)
+
+// Folders are the workers' folders.
+type Folders interface {
+	Instances() ([]worker.Serial, error)
+	Dir(serial worker.Serial) string
+	OpenRoot(serial worker.Serial) (*os.Root, error)
+}
+
+// Logs are the logs of all workers of one data folder. At any time only one
+// process may bound them, and readers must be of the same Logs. It is safe for
+// concurrent use.
+type Logs struct {
+	folders Folders
+	path    string // of the log in a worker's folder
+	max     int64
+	log     hclog.Logger
+
+	mu  sync.RWMutex            // held to write while a file's beginning goes
+	cut map[worker.Serial]int64 // how many bytes of a log went, since New
+}
+
+// New looks after the logs at path in the workers' folders.
+func New(folders Folders, path string, log hclog.Logger) *Logs {
+	return &Logs{folders: folders, path: path, max: MaxBytes, log: log, cut: map[worker.Serial]int64{}}
+}
+
+// Run bounds all logs again and again until ctx ends. What is wrong with one log
+// is logged once, and is that one's alone.
+func (l *Logs) Run(ctx context.Context) error {
+	watch := watch{sizes: map[worker.Serial]int64{}, told: map[worker.Serial]bool{}}
+	for {
+		wait := lookEvery
+		if l.look(&watch) {
+			wait = lookSoon
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+	}
+}
+
+// watch is what is remembered from one look to the next.
+type watch struct {
+	sizes map[worker.Serial]int64
+	told  map[worker.Serial]bool // of what is wrong with it
+}
+
+// look bounds every log once and says whether one grows so fast that it should be
+// looked at again soon.
+func (l *Logs) look(w *watch) (fast bool) {
+	serials, err := l.folders.Instances()
+	if err != nil {
+		l.log.Warn("workers' logs not looked at", "error", err)
+		return false
+	}
+	sizes := make(map[worker.Serial]int64, len(serials))
+	for _, serial := range serials {
+		size, err := l.bound(serial)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !w.told[serial] {
+			l.log.Warn("log of a worker is not bounded", "serial", serial, "error", err)
+			w.told[serial] = true
+		}
+		sizes[serial] = min(size, l.max) // as it is now
+		fast = fast || size-w.sizes[serial] > l.max/4
+	}
+	w.sizes = sizes
+	l.forget(sizes)
+	return fast
+}
+
+// forget drops what is known of workers that are no more.
+func (l *Logs) forget(known map[worker.Serial]int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for serial := range l.cut {
+		if _, ok := known[serial]; !ok {
+			delete(l.cut, serial)
+		}
+	}
+}
+
+// bound moves the beginning of a log away that has become too long. It returns how
+// long the log was.
+func (l *Logs) bound(serial worker.Serial) (int64, error) {
+	info, err := os.Lstat(filepath.Join(l.folders.Dir(serial), l.path))
+	if err != nil {
+		return 0, err
+	}
+	if info.Size() <= l.max || !info.Mode().IsRegular() {
+		return info.Size(), nil
+	}
+	if err := l.rotate(serial); err != nil {
+		return info.Size(), fmt.Errorf("rotate log: %w", err)
+	}
+	return info.Size(), nil
+}
