@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"path/filepath"
 	"slices"
@@ -50,8 +51,11 @@ type Config struct {
 	Version    string   // of this binary
 	// Drain is how long running calls may take once the host is told to end; what
 	// is cut then is answered to the next host.
-	Drain  time.Duration
-	Logger hclog.Logger
+	Drain time.Duration
+	// LogGuard is the command of a process that is GuardLogs over the data folder;
+	// empty for none.
+	LogGuard []string
+	Logger   hclog.Logger
 }
 
 // heartbeatInterval is how often a worker gives a sign of life.
@@ -72,6 +76,7 @@ type Host struct {
 	launcher   launch.Launcher
 	stage      *stage.Store
 	logs       *workerlog.Logs
+	guarded    io.Closer // its end is what the log guard waits for
 	ports      *portKeeper
 	plugins    *plugins
 	catalog    *catalog.Catalog
@@ -124,7 +129,7 @@ func (h *Host) Run(ctx context.Context) (err error) {
 	beneath, stopBeneath := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopBeneath()
 	g, running := errgroup.WithContext(beneath)
-	for _, run := range []func(context.Context) error{h.record.Run, h.catalog.Run, h.gate.Run, h.forge.Run, h.patrol, h.keepMirrors, h.logs.Run, h.serveHTTP, h.ports.run} {
+	for _, run := range []func(context.Context) error{h.record.Run, h.catalog.Run, h.gate.Run, h.forge.Run, h.patrol, h.keepMirrors, h.logs.Run, h.keepGuard, h.serveHTTP, h.ports.run} {
 		g.Go(func() error { return run(running) })
 	}
 	g.Go(func() error {

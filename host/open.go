@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path"
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
@@ -17,9 +16,7 @@ import (
 	"github.com/dals-host/dals-host/host/control"
 	"github.com/dals-host/dals-host/host/forge"
 	"github.com/dals-host/dals-host/host/gate"
-	"github.com/dals-host/dals-host/host/internal/workerlog"
 	"github.com/dals-host/dals-host/host/keyring"
-	"github.com/dals-host/dals-host/host/launch"
 	"github.com/dals-host/dals-host/host/record"
 	"github.com/dals-host/dals-host/host/registry"
 	"github.com/dals-host/dals-host/host/stage"
@@ -126,8 +123,8 @@ func (h *Host) openStage(context.Context) (err error) {
 		return err
 	}
 	h.onClose(h.stage.Close)
-	h.logs = workerlog.New(h.stage, path.Join(launch.LogsDir, launch.LogFile), h.Logger.Named("logs"))
-	return nil
+	h.logs = logsOf(h.stage, h.Logger.Named("logs"))
+	return h.endGuards()
 }
 
 func (h *Host) openGateAndBroker(ctx context.Context) (err error) {

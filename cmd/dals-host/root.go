@@ -75,7 +75,7 @@ one is a signed envelope that the host checks, records and routes.`,
 		stopCommand(a), startCommand(a), restartCommand(a), upgradeCommand(a), retireCommand(a),
 		sendCommand(a), logsCommand(a), vaultCommand(a), verifyCommand(a),
 		clientCommand(a), backupCommand(a), restoreCommand(a), recoverCommand(a), gcCommand(a),
-		doctorCommand(a), versionCommand(a),
+		doctorCommand(a), versionCommand(a), guardLogsCommand(a),
 	)
 	return root
 }

@@ -55,6 +55,7 @@ serves, and tells systemd (Type=notify, with KillMode=process and Delegate=yes).
 				return err
 			}
 			config.DataDir, config.Version, config.Logger = dir, ownVersion(), a.logger()
+			config.LogGuard = []string{"/proc/self/exe", guardLogs, "--data-dir", dir}
 			return a.serve(cmd.Context(), config)
 		},
 	}

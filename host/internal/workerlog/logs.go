@@ -65,48 +65,54 @@ func New(folders Folders, path string, log hclog.Logger) *Logs {
 
 // Run bounds all logs again and again until ctx ends. What is wrong with one log
 // is logged once, and is that one's alone.
-func (l *Logs) Run(ctx context.Context) error {
-	watch := watch{sizes: map[worker.Serial]int64{}, told: map[worker.Serial]bool{}}
-	for {
+func (l *Logs) Run(ctx context.Context) error { return l.run(ctx, false) }
+
+// RunWhileWorkers is Run, and ends when there is no worker any more.
+func (l *Logs) RunWhileWorkers(ctx context.Context) error { return l.run(ctx, true) }
+
+func (l *Logs) run(ctx context.Context, whileWorkers bool) error {
+	told := map[worker.Serial]bool{}
+	sizes, fast := l.look(nil, told)
+	for ctx.Err() == nil && (len(sizes) > 0 || !whileWorkers) {
 		wait := lookEvery
-		if l.look(&watch) {
+		if fast {
 			wait = lookSoon
 		}
 		select {
 		case <-ctx.Done():
-			return nil
 		case <-time.After(wait):
+			sizes, fast = l.look(sizes, told)
 		}
 	}
+	return nil
 }
 
-// watch is what is remembered from one look to the next.
-type watch struct {
-	sizes map[worker.Serial]int64
-	told  map[worker.Serial]bool // of what is wrong with it
-}
-
-// look bounds every log once and says whether one grows so fast that it should be
-// looked at again soon.
-func (l *Logs) look(w *watch) (fast bool) {
+// look bounds every log once. It returns how long they are now, and whether one
+// has grown so fast since before that it should be looked at again soon. told has
+// those whose faults are known.
+func (l *Logs) look(before map[worker.Serial]int64, told map[worker.Serial]bool) (sizes map[worker.Serial]int64, fast bool) {
 	serials, err := l.folders.Instances()
 	if err != nil {
 		l.log.Warn("workers' logs not looked at", "error", err)
-		return false
 	}
-	sizes := make(map[worker.Serial]int64, len(serials))
+	sizes = make(map[worker.Serial]int64, len(serials))
 	for _, serial := range serials {
 		size, err := l.bound(serial)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) && !w.told[serial] {
+		switch {
+		case err == nil:
+			delete(told, serial)
+		case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, worker.ErrNotFound) && !told[serial]:
 			l.log.Warn("log of a worker is not bounded", "serial", serial, "error", err)
-			w.told[serial] = true
+			told[serial] = true
 		}
-		sizes[serial] = min(size, l.max) // as it is now
-		fast = fast || size-w.sizes[serial] > l.max/4
+		fast = fast || size-before[serial] > l.max/4
+		sizes[serial] = size
+		if size > l.max && err == nil {
+			sizes[serial] = 0
+		}
 	}
-	w.sizes = sizes
 	l.forget(sizes)
-	return fast
+	return sizes, fast
 }
 
 // forget drops what is known of workers that are no more.

@@ -55,7 +55,7 @@ func (r *Reader) first() (int64, error) {
 // openOld opens the old file; nil where there is none.
 func (r *Reader) openOld() (*os.File, error) {
 	root, err := r.logs.folders.OpenRoot(r.serial)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, worker.ErrNotFound) {
 		return nil, nil //nolint:nilnil // the worker is gone, and its old file with it
 	}
 	if err != nil {

@@ -28,6 +28,7 @@ func main() {
 			sdk.Func("rogue.hang", "Ignores its deadline and answers n ms after it began.", hang),
 			sdk.Func("rogue.exit", "Ends its process with exit code n.", exit),
 			sdk.Func("rogue.flood", "Writes n KiB to stdout and to stderr.", flood),
+			sdk.Func("rogue.spew", "Goes on writing to stderr for n ms after it answered, and counts the MiB in state/.", spew),
 			sdk.Func("rogue.huge", "Answers with n KiB.", huge),
 			sdk.Func("rogue.count", "Counts its calls in state/.", count),
 		},
@@ -53,6 +54,21 @@ func flood(_ context.Context, in amount) (text, error) {
 		fmt.Fprintln(os.Stderr, line)
 	}
 	return text{"written"}, nil
+}
+
+func spew(ctx context.Context, in amount) (text, error) {
+	path := sdk.FromContext(ctx).StateDir() + "/spewed"
+	go func() {
+		line := strings.Repeat("x", 1023) + "\n"
+		for mib, until := 1, time.Now().Add(time.Duration(in.N)*time.Millisecond); time.Now().Before(until); mib++ {
+			for range 1 << 10 {
+				_, _ = os.Stderr.WriteString(line)
+			}
+			_ = os.WriteFile(path, fmt.Append(nil, mib), 0o600)
+		}
+		_ = os.WriteFile(path+"-end", nil, 0o600)
+	}()
+	return text{"writing"}, nil
 }
 
 func huge(_ context.Context, in amount) (text, error) {

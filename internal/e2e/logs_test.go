@@ -1,0 +1,137 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// logsDir is the folder of a worker's log.
+func (h *host) logsDir(serial string) string {
+	return filepath.Join(h.dir, "workers", "instances", serial, "logs")
+}
+
+// logBytes is what a worker's logs take of the disk.
+func (h *host) logBytes(serial string) (total int64) {
+	files, _ := os.ReadDir(h.logsDir(serial))
+	for _, f := range files {
+		if info, err := f.Info(); err == nil {
+			total += info.Size()
+		}
+	}
+	return total
+}
+
+// guards are the processes that bound logs when no host does.
+func (h *host) guards() (pids []int) {
+	for pid, text := range processes() {
+		if strings.Contains(text, "guard-logs") && strings.Contains(text, h.dir) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// TestFloodWithoutHost: a worker floods its log and its host dies. The worker goes
+// on as fast, what it wrote does not fill the disk, and the next host has the same
+// worker and the end of what it wrote.
+func TestFloodWithoutHost(t *testing.T) {
+	launchers(t, func(t *testing.T, h *host) {
+		nora := h.forge("nora", "rogue")
+		before := h.pids(nora.WorkerSerial)
+		h.mustSend("nora", "rogue.spew", map[string]int{"n": 6000})
+		h.kill()
+		if guards := h.guards(); len(guards) != 1 {
+			t.Fatalf("log guards %v, want one", guards)
+		}
+		state := filepath.Join(h.dir, "workers", "instances", nora.WorkerSerial, "state")
+		most := int64(0)
+		h.eventually("it has written all it wanted", func() error {
+			most = max(most, h.logBytes(nora.WorkerSerial))
+			_, err := os.Stat(filepath.Join(state, "spewed-end"))
+			return err
+		})
+		text, err := os.ReadFile(filepath.Join(state, "spewed"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		mib, _ := strconv.Atoi(string(text))
+		t.Logf("%d MiB written, at most %d MiB kept", mib, most>>20)
+		if int64(mib) < 100 {
+			t.Errorf("only %d MiB were written: the worker was held up", mib)
+		}
+		h.eventually("the log is bounded", func() error {
+			if n := h.logBytes(nora.WorkerSerial); n > 17<<20 {
+				return fmt.Errorf("%d bytes", n)
+			}
+			return nil
+		})
+		h.start()
+		if after := h.pids(nora.WorkerSerial); !slices.Equal(before, after) {
+			t.Errorf("processes %v, were %v", after, before)
+		}
+		h.eventually("the log is read", func() error {
+			stdout, stderr, code := h.run("logs", "nora", "--tail", "200000")
+			if n := strings.Count(stdout, strings.Repeat("x", 1023)+"\n"); code != 0 || n < 7000 {
+				return fmt.Errorf("exit %d, %d of its lines: %s", code, n, stderr)
+			}
+			return nil
+		})
+		if guards := h.guards(); len(guards) != 1 {
+			t.Errorf("log guards %v, want one", guards)
+		}
+		if w := h.worker("nora"); w.State != "live" || w.Restarts != 0 {
+			t.Errorf("worker %+v", w)
+		}
+	})
+}
+
+// TestLogsGoOn: what a worker wrote is there, and is followed, over its restart,
+// its upgrade and its host's restart, and over the files that it lies in.
+func TestLogsGoOn(t *testing.T) {
+	launchers(t, func(t *testing.T, h *host) {
+		nora := h.forge("nora", "rogue")
+		log := filepath.Join(h.logsDir(nora.WorkerSerial), "worker.log")
+		count := func(what string) func() error {
+			return func() error {
+				stdout, stderr, code := h.run("logs", "nora")
+				if n := strings.Count(stdout, "worker started"); code != 0 || fmt.Sprint(n, " starts") != what {
+					return fmt.Errorf("exit %d, %d starts: %s%s", code, n, stdout, stderr)
+				}
+				return nil
+			}
+		}
+		h.eventually("its first start", count("1 starts"))
+		for _, args := range [][]string{{"restart", "nora"}, {"stop", "nora"}, {"start", "nora"}} {
+			if _, stderr, code := h.run(args...); code != 0 {
+				t.Fatalf("%v: exit %d: %s", args, code, stderr)
+			}
+		}
+		h.eventually("three starts", count("3 starts"))
+		h.kill()
+		h.start()
+		h.eventually("three starts, for the next host", count("3 starts"))
+		h.mustSend("nora", "rogue.flood", map[string]int{"n": 5 << 10})
+		h.eventually("the log has turned over", func() error {
+			_, err := os.Stat(log + ".1")
+			return err
+		})
+		h.eventually("and is whole", count("3 starts"))
+		since := time.Now().UTC().Format(time.RFC3339Nano)
+		if _, stderr, code := h.run("restart", "nora"); code != 0 {
+			t.Fatalf("restart: exit %d: %s", code, stderr)
+		}
+		h.eventually("only what came since", func() error {
+			stdout, _, _ := h.run("logs", "nora", "--since", since)
+			if strings.Contains(stdout, "xxxx") || strings.Count(stdout, "worker started") != 1 {
+				return fmt.Errorf("%d bytes, %d starts", len(stdout), strings.Count(stdout, "worker started"))
+			}
+			return nil
+		})
+	})
+}
