@@ -12,6 +12,7 @@ import (
 
 	"github.com/dals-host/dals-host/host/control"
 	"github.com/dals-host/dals-host/host/forge"
+	"github.com/dals-host/dals-host/host/launch"
 	"github.com/dals-host/dals-host/host/record"
 	"github.com/dals-host/dals-host/host/registry"
 	"github.com/dals-host/dals-host/host/worker"
@@ -231,7 +232,7 @@ func (b backend) Down(ctx context.Context, timeout time.Duration) (int, error) {
 func (b backend) endWorkers(ctx context.Context, timeout time.Duration) (int, error) {
 	listing, cancel := context.WithTimeout(ctx, downLimit)
 	defer cancel()
-	running, err := b.launcher.List(listing)
+	running, err := b.listWorkers(listing)
 	if err != nil {
 		return 0, fmt.Errorf("list workers: %w", err)
 	}
@@ -251,4 +252,20 @@ func (b backend) endWorkers(ctx context.Context, timeout time.Duration) (int, er
 		return 0, fmt.Errorf("end launcher: %w", err)
 	}
 	return len(running), nil
+}
+
+// listWorkers asks the launcher for what runs. One that is away is given until ctx
+// ends to come back: what it does not tell would be left running.
+func (b backend) listWorkers(ctx context.Context) ([]launch.Status, error) {
+	for {
+		list, err := b.launcher.List(ctx)
+		if !errors.Is(err, worker.ErrUnavailable) {
+			return list, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 
 	"github.com/dals-host/dals-host/sdk/client"
 )
@@ -39,7 +40,8 @@ func FuzzLogText(f *testing.F) {
 				t.Fatalf("%q gives %q with %U", line, text, r)
 			}
 		}
-		if object := logJSON(line); !json.Valid(object) || object[0] != '{' || bytes.ContainsAny(object, "\n") {
+		if object := logJSON(line); !json.Valid(object) || object[0] != '{' || bytes.ContainsAny(object, "\n") ||
+			bytes.ContainsFunc(object, func(r rune) bool { return r != unicode.ReplacementChar && !unicode.IsPrint(r) }) {
 			t.Fatalf("%q gives %s", line, object)
 		}
 	})
@@ -58,6 +60,10 @@ func TestLogText(t *testing.T) {
 		if got := logText(in); got != want {
 			t.Errorf("logText(%s)\n %q, want\n %q", in, got, want)
 		}
+	}
+	// Nothing is lost: an escaped character is the same JSON.
+	if got := string(logJSON("{\"a\":\"\u009b1m\u202eé\U000e0001\"}")); got != `{"a":"\u009b1m\u202eé\udb40\udc01"}` {
+		t.Errorf("logJSON: %s", got)
 	}
 	if got := string(logJSON("raw")); got != `{"@message":"raw"}` {
 		t.Errorf("logJSON: %s", got)
