@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // logsDir is the folder of a worker's log.
@@ -134,4 +136,43 @@ func TestLogsGoOn(t *testing.T) {
 			return nil
 		})
 	})
+}
+
+// TestNoSpaceForLogs: a worker goes on writing while its log's disk is full, and
+// its log goes on when there is space again.
+func TestNoSpaceForLogs(t *testing.T) {
+	for _, launcher := range []string{"process", "containerd"} {
+		t.Run(launcher, func(t *testing.T) {
+			t.Parallel()
+			in := mounted(t, func(dir string) error { return unix.Mount("small", dir, "tmpfs", 0, "size=200m") })
+			h := hostOn(t, in, launcher)
+			h.drop("dals-worker-rogue")
+			h.eventually("the type is registered", func() error {
+				_, err := h.client.Type(t.Context(), "rogue")
+				return err
+			})
+			nora := h.forge("nora", "rogue")
+			h.mustSend("nora", "rogue.spew", map[string]int{"n": 2000})
+			give := fill(t, in)
+			time.Sleep(3 * time.Second) // it writes on into the full disk: what the test is about
+			give()
+			h.eventually("the worker is not held up", func() error {
+				_, err := os.Stat(filepath.Join(h.dir, "workers", "instances", nora.WorkerSerial, "state", "spewed-end"))
+				return err
+			})
+			if _, stderr, code := h.run("logs", "nora"); code != 0 {
+				t.Errorf("logs: exit %d: %s", code, stderr)
+			}
+			h.eventually("its log goes on", func() error {
+				before := len(h.logOf("nora"))
+				if _, err := h.send("nora", "rogue.flood", map[string]int{"n": 100}); err != nil {
+					return err
+				}
+				if after := len(h.logOf("nora")); after <= before {
+					return fmt.Errorf("log of %d bytes, was %d", after, before)
+				}
+				return nil
+			})
+		})
+	}
 }

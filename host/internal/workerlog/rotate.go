@@ -54,10 +54,24 @@ func (l *Logs) rotate(serial worker.Serial) (err error) {
 		size = (size - 1) / block * block
 		err = errors.Join(copyPartial(old, root, l.path+oldSuffix), copyRange(old, file, 0, size))
 	}
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return errors.Join(l.drop(serial, file, size), err) // what is wanted most is space
+	}
 	if err != nil {
 		return err
 	}
 	return l.replace(serial, root, file, old, size)
+}
+
+// drop gives the space of a log back.
+func (l *Logs) drop(serial worker.Serial, file *os.File, size int64) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	err := file.Truncate(0)
+	if err == nil {
+		l.cut[serial] += size
+	}
+	return err
 }
 
 // openRegular opens a file of a worker's folder that must be a plain one.

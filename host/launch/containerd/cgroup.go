@@ -108,6 +108,20 @@ func readPIDs(file string) ([]int, error) {
 	return pids, nil
 }
 
+// members are the processes of all of the host's workers, by one of the
+// hierarchies. What cannot be read is left out.
+func (c cgroups) members() map[worker.Serial][]int {
+	one := cgroups{parent: c.parent, roots: c.roots[:1]}
+	entries, _ := os.ReadDir(filepath.Join(c.roots[0], c.parent))
+	members := make(map[worker.Serial][]int, len(entries))
+	for _, e := range entries {
+		if serial, err := worker.ParseSerial(e.Name()); err == nil {
+			members[serial], _ = one.processes(serial)
+		}
+	}
+	return members
+}
+
 // killAll kills what still runs in the worker's groups and says whether that
 // was anything.
 func (c cgroups) killAll(serial worker.Serial) (found bool, err error) {

@@ -103,6 +103,7 @@ type Launcher struct {
 	life     context.Context // ends with Close
 	end      context.CancelFunc
 	closing  sync.Once
+	draining sync.WaitGroup
 }
 
 var _ launch.Launcher = (*Launcher)(nil)
@@ -142,6 +143,7 @@ func newWith(ctx context.Context, cfg Config, disk diskLimits) (*Launcher, error
 	}
 	l.watched = make(chan struct{})
 	go l.watchDisk()
+	l.draining.Go(l.drainOutputs)
 	return l, nil
 }
 
@@ -239,6 +241,7 @@ func (l *Launcher) Close() (err error) {
 			<-l.watched
 		}
 		l.runners.Wait()
+		l.draining.Wait()
 		if l.private != nil {
 			err = l.private.close()
 		}
