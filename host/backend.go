@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -158,7 +159,7 @@ func (b backend) Status(ctx context.Context) (control.Status, error) {
 	_, published := b.record.Checkpoint()
 	return control.Status{
 		HostID: b.ID(), Version: b.Version, Launcher: b.launcher.Name(), LauncherReason: b.reason,
-		StartedAt: b.startedAt, RecordSize: size, CheckpointSize: published, Degraded: append(b.storageFaults(ctx), b.ports.degraded()...),
+		StartedAt: b.startedAt, RecordSize: size, CheckpointSize: published, Degraded: slices.Concat(b.storageFaults(ctx), b.ports.degraded(), b.launcherFaults(ctx), b.strays.degraded()),
 	}, nil
 }
 

@@ -47,7 +47,7 @@ func (b backend) CollectGarbage(ctx context.Context, dryRun bool) ([]control.Gar
 	defer cancel()
 	found, err := b.collectBinaries(ctx, dryRun)
 	errs := []error{err}
-	for _, find := range []func(context.Context) ([]waste, error){b.idleStages, b.leftOfTheDead, b.longAside} {
+	for _, find := range []func(context.Context) ([]waste, error){b.idleStages, b.leftOfTheDead, b.longAside, b.idleStrays} {
 		all, err := find(ctx)
 		gone, kept := b.dispose(all, dryRun)
 		found, errs = append(found, gone...), append(errs, err, kept)

@@ -88,6 +88,7 @@ type Host struct {
 	listener   net.Listener // of --http; nil without
 	integrity  *integrity
 	mirrors    *mirrors
+	strays     strays
 	collecting chan struct{} // full while garbage is collected
 
 	closers   []func() error // in the order of opening
@@ -194,12 +195,15 @@ func (h *Host) adopt(ctx context.Context, w worker.Worker) {
 	h.mirrors.changed(w.Serial)
 }
 
-// reportStrays tells of folders and running workers that the registry does not
+// reportStrays tells of folders and launched workers that the registry does not
 // know. They are never taken for leftovers: somebody may have to look at them.
 func (h *Host) reportStrays(ctx context.Context, known []worker.Worker) {
 	isKnown := map[worker.Serial]bool{}
 	for _, w := range known {
 		isKnown[w.Serial] = true
+	}
+	for range 2 { // nothing is on its way yet: what is there, is there again
+		h.lookForStrays(ctx)
 	}
 	folders, err := h.stage.Instances()
 	if err != nil {
@@ -208,15 +212,6 @@ func (h *Host) reportStrays(ctx context.Context, known []worker.Worker) {
 	for _, serial := range folders {
 		if !isKnown[serial] {
 			h.Logger.Warn("the registry does not know the worker of this folder; left alone", "folder", h.stage.Dir(serial))
-		}
-	}
-	created, err := h.launcher.List(ctx)
-	if err != nil {
-		h.Logger.Warn("launched workers not compared with the registry", "error", err)
-	}
-	for _, s := range created {
-		if !isKnown[s.Serial] {
-			h.Logger.Warn("the registry does not know this worker; left alone", "serial", s.Serial, "running", s.Running, "pid", s.PID)
 		}
 	}
 }

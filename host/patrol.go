@@ -12,7 +12,7 @@ import (
 // not.
 const patrolEvery = 30 * time.Second
 
-// patrol checks the living workers until ctx ends. When a worker's integrity is
+// patrol checks the living workers, and looks for unknown ones, until ctx ends. When a worker's integrity is
 // lost or found again it says so, in the log and in the worker's file.
 func (h *Host) patrol(ctx context.Context) error {
 	told := map[worker.Serial]string{} // the fault last told of; none is ""
@@ -24,6 +24,7 @@ func (h *Host) patrol(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
+		h.lookForStrays(ctx)
 		workers, err := h.registry.Workers(ctx, registry.Filter{})
 		if err != nil {
 			h.Logger.Warn("workers not checked", "error", err)

@@ -21,6 +21,9 @@ type text struct {
 }
 
 func main() {
+	if len(os.Args) == 2 && os.Args[1] == "sleep" { // a program that needs no library, for containers of others
+		time.Sleep(time.Hour)
+	}
 	sdk.Serve(sdk.Type{
 		Name: "rogue", Version: "1.0.0", Family: "RG", Summary: "Misbehaves on request.",
 		Tasks: []sdk.Task{

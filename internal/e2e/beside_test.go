@@ -1,0 +1,171 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/dals-host/dals-host/sdk/client"
+)
+
+// ctr runs containerd's own client.
+func ctr(address, namespace string, args ...string) error {
+	text, err := exec.Command("ctr", append([]string{"--address", address, "--namespace", namespace}, args...)...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("ctr %s: %w: %s", strings.Join(args, " "), err, text)
+	}
+	return nil
+}
+
+// rootfs is a folder to run a container of the test's own from: /program sleep.
+func rootfs(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	for _, name := range []string{"proc", "sys", "dev", "run", "tmp"} {
+		if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	program, err := os.ReadFile(filepath.Join(bin, "dals-worker-rogue"))
+	if err = errors.Join(err, os.WriteFile(filepath.Join(dir, "program"), program, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// TestUnknownContainer: a container with the host's mark that the registry does
+// not know is told of and runs on, whatever is collected, until all is ended.
+func TestUnknownContainer(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, "containerd")
+	nora := h.forge("nora", "template")
+	const stray = "DMN-ZZ-1-00000000-00000"
+	socket := filepath.Join(h.dir, "containerd", "containerd.sock")
+	if err := ctr(socket, "dals-"+h.id, "run", "--detach", "--rootfs", "--label", "dals.host="+h.id, rootfs(t), stray, "/program", "sleep"); err != nil {
+		t.Fatal(err)
+	}
+	runs := func() {
+		t.Helper()
+		if pids := h.pids(stray); len(pids) != 1 {
+			t.Fatalf("processes %v of the unknown container, want one\n%s", pids, h.log)
+		}
+	}
+	h.kill()
+	h.start()
+	runs()
+	h.eventually("doctor tells of it", func() error {
+		if stdout, _, _ := h.run("doctor"); !strings.Contains(stdout, stray) || !strings.Contains(stdout, "running: true") {
+			return errors.New(stdout)
+		}
+		return nil
+	})
+	if !strings.Contains(h.log.String(), "does not know this worker; left alone: serial="+stray) {
+		t.Errorf("the log does not tell of it")
+	}
+	if stdout, stderr, code := h.run("gc"); code != 0 || strings.Contains(stdout, stray) {
+		t.Errorf("gc: exit %d: %s%s", code, stdout, stderr)
+	}
+	runs()
+	if w := h.worker("nora"); w.State != "live" || w.Restarts != 0 || w.WorkerSerial != nora.WorkerSerial {
+		t.Errorf("worker %+v", w)
+	}
+	h.down()
+	if err := os.Remove(filepath.Join("/run/containerd/runc", "dals-"+h.id)); err != nil { // ctr's, not the host's
+		t.Error(err)
+	}
+}
+
+// otherContainerd is one of the machine's own, with all that it serves by default,
+// and a container.
+func otherContainerd(t *testing.T) (address string, process *os.Process) {
+	t.Helper()
+	dir := t.TempDir()
+	address = filepath.Join(dir, "c.sock")
+	config := fmt.Sprintf("version = 2\nroot = %q\nstate = %q\n[grpc]\n  address = %q\n", dir+"/root", dir+"/state", address)
+	if err := os.WriteFile(dir+"/config.toml", []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("containerd", "--config", dir+"/config.toml")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		_ = cmd.Wait()
+	})
+	return address, cmd.Process
+}
+
+// TestBesideAnotherContainerd: neither knows of the other, whichever comes, works
+// or goes.
+func TestBesideAnotherContainerd(t *testing.T) {
+	t.Parallel()
+	address, _ := otherContainerd(t)
+	h := newHost(t, "containerd")
+	h.eventually("the other answers", func() error { return ctr(address, "default", "version") })
+	if err := ctr(address, "default", "run", "--detach", "--rootfs", rootfs(t), "other", "/program", "sleep"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(ctr(address, "default", "task", "kill", "-s", "KILL", "other"), ctr(address, "default", "task", "delete", "-f", "other")); err != nil {
+			t.Error(err)
+		}
+	})
+	h.forge("nora", "template")
+	h.mustSend("nora", "template.echo", map[string]string{"message": "beside it"})
+	if n := len(h.having("--config", "config.toml")); n < 2 {
+		t.Errorf("%d containerds run, want two", n)
+	}
+	if _, err := h.client.Workers(t.Context(), client.WorkerFilter{}); err != nil {
+		t.Error(err)
+	}
+	h.down()
+	text, err := exec.Command("ctr", "--address", address, "tasks", "list").CombinedOutput()
+	if err != nil || !strings.Contains(string(text), "RUNNING") {
+		t.Errorf("the other's container after our end: %v: %s", err, text)
+	}
+}
+
+// TestContainerdCannotStart: it is said by the host and by doctor, workers run on,
+// and once it can start again all is well without anybody's help.
+func TestContainerdCannotStart(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, newHost(t, "containerd"))
+	root := filepath.Join(s.dir, "containerd", "root")
+	pid := s.containerd()
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil { // so that it is not started before its folder is away
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Rename(root, root+".away"), os.WriteFile(root, []byte("no folder"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	s.killAll([]int{pid})
+	s.eventually("doctor tells", func() error {
+		if stdout, _, _ := s.run("doctor"); !strings.Contains(stdout, "launcher: workers run on") {
+			return errors.New(stdout)
+		}
+		return nil
+	})
+	s.mustSend("nora", "rogue.count", map[string]int{"n": 0})
+	s.eventually("the log tells", func() error {
+		if n := strings.Count(s.log.String(), "containerd does not start"); n == 0 || n > 50 {
+			return fmt.Errorf("%d times", n)
+		}
+		return nil
+	})
+	if err := errors.Join(os.Remove(root), os.Rename(root+".away", root)); err != nil {
+		t.Fatal(err)
+	}
+	s.eventually("containerd is back", func() error {
+		if stdout, _, _ := s.run("doctor"); strings.Contains(stdout, "launcher: workers run on") {
+			return errors.New(stdout)
+		}
+		return nil
+	})
+	s.outlived(0)
+}
