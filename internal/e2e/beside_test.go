@@ -169,3 +169,34 @@ func TestContainerdCannotStart(t *testing.T) {
 	})
 	s.outlived(0)
 }
+
+// TestNotRoot: what a host does that is not root, and how it says what it does not.
+func TestNotRoot(t *testing.T) {
+	t.Parallel()
+	const nobody = 65534
+	h := &host{t: t, launcher: "auto", uid: nobody}
+	h.setup()
+	if status, err := h.client.Status(t.Context()); err != nil || status.Launcher != "process" {
+		t.Fatalf("launcher %q, %v", status.Launcher, err)
+	}
+	h.launcher = "process"
+	s := newScene(t, h)
+	h.kill()
+	h.start()
+	s.outlived(0)
+	h.signal(s.live.WorkerSerial, syscall.SIGKILL)
+	s.outlived(1)
+	if text, _, _ := h.run("doctor"); !strings.Contains(text, "not root: workers are plain processes without isolation") {
+		t.Errorf("doctor says:\n%s", text)
+	}
+	dir, err := os.MkdirTemp("", "dals-e2e-nobody-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Chown(dir, nobody, nobody); err != nil {
+		t.Fatal(err)
+	}
+	other := &host{t: t, uid: nobody, launcher: "containerd", dir: dir}
+	other.wantNoStart("containers need root", "run the host as root, or with --launcher process")
+}

@@ -41,6 +41,10 @@ func run(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	bin = dir
+	if err := os.Chmod(dir, 0o755); err != nil { // for hosts that are not root
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	for out, pkg := range map[string]string{
 		"dals-host": "cmd/dals-host", "dals-worker-template": "plugins/template",
 		"dals-worker-ledger": "plugins/ledger", "dals-worker-rogue": "internal/e2e/rogue",
@@ -72,6 +76,7 @@ type host struct {
 	binary   string   // empty for the usual one
 	flags    []string // of serve
 	in       string   // where the data folder is made; empty for the usual place
+	uid      uint32   // that the host runs as; 0 is root
 	dir      string
 	cmd      *exec.Cmd
 	id       string
@@ -97,6 +102,11 @@ func (h *host) setup() {
 	if err != nil {
 		h.t.Fatal(err)
 	}
+	if h.uid != 0 {
+		if err := os.Chown(dir, int(h.uid), int(h.uid)); err != nil {
+			h.t.Fatal(err)
+		}
+	}
 	h.dir, h.log = dir, &lockedBuffer{}
 	h.t.Cleanup(h.clean)
 	h.start()
@@ -119,6 +129,7 @@ func (h *host) start() {
 	h.cmd = exec.Command(cmp.Or(h.binary, filepath.Join(bin, "dals-host")), args...)
 	h.cmd.Stderr, h.cmd.ExtraFiles = h.log, h.extra
 	h.cmd.Env = append(os.Environ(), h.env...)
+	h.cmd.SysProcAttr = h.attributes()
 	stdout, err := h.cmd.StdoutPipe()
 	if err != nil {
 		h.t.Fatal(err)
@@ -148,6 +159,14 @@ func (h *host) start() {
 		h.t.Fatal(err)
 	}
 	h.id = status.HostID
+}
+
+// attributes make a process run as the host does.
+func (h *host) attributes() *syscall.SysProcAttr {
+	if h.uid == 0 {
+		return nil
+	}
+	return &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: h.uid, Gid: h.uid}}
 }
 
 func (h *host) operator() ed25519.PrivateKey {
@@ -189,8 +208,14 @@ func (h *host) drop(name string) {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(h.dir, "plugins", name), data, 0o755); err != nil {
+	path := filepath.Join(h.dir, "plugins", name)
+	if err := os.WriteFile(path, data, 0o755); err != nil {
 		h.t.Fatal(err)
+	}
+	if h.uid != 0 { // trusted is what belongs to the host's user
+		if err := os.Chown(path, int(h.uid), int(h.uid)); err != nil {
+			h.t.Fatal(err)
+		}
 	}
 }
 
@@ -233,6 +258,7 @@ func (h *host) worker(ref string) client.Worker {
 func (h *host) run(args ...string) (stdout, stderr string, code int) {
 	h.t.Helper()
 	cmd := exec.Command(filepath.Join(bin, "dals-host"), append([]string{"--data-dir", h.dir}, args...)...)
+	cmd.SysProcAttr = h.attributes()
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := cmd.Run()

@@ -342,3 +342,37 @@ func (l *lockedText) String() string {
 	defer l.mu.Unlock()
 	return l.text.String()
 }
+
+// many are as many workers as their number says, in folders of that name.
+type many struct {
+	folder
+	n int
+}
+
+func (m many) Instances() (serials []worker.Serial, err error) {
+	entries, err := os.ReadDir(string(m.folder))
+	for _, e := range entries {
+		serials = append(serials, worker.Serial(e.Name()))
+	}
+	return serials, err
+}
+func (m many) Dir(s worker.Serial) string { return filepath.Join(string(m.folder), string(s)) }
+
+// BenchmarkLook is one look at the logs of a thousand workers at rest.
+func BenchmarkLook(b *testing.B) {
+	m := many{folder(b.TempDir()), 1000}
+	for i := range m.n {
+		dir := filepath.Join(m.Dir(worker.NewSerial("DMN-XX-1", 1, i)), "logs")
+		if err := errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(filepath.Join(dir, "worker.log"), []byte("x\n"), 0o600)); err != nil {
+			b.Fatal(err)
+		}
+	}
+	l := New(m, "logs/worker.log", hclog.NewNullLogger())
+	sizes := map[worker.Serial]int64{}
+	for b.Loop() {
+		sizes, _ = l.look(sizes, nil)
+	}
+	if len(sizes) != m.n {
+		b.Fatalf("%d logs", len(sizes))
+	}
+}
