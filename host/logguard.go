@@ -142,14 +142,15 @@ func (h *Host) startGuard() (*exec.Cmd, error) {
 // awaitGuard waits for the guard's end and says whether it has ended. When ctx
 // ends first the guard is ended only if no workers are left to it.
 func (h *Host) awaitGuard(ctx context.Context, guard *exec.Cmd) bool {
-	ended := make(chan error, 1)
+	ended := make(chan struct{})
 	go func() {
-		_, err := guard.Process.Wait()
-		ended <- err
+		defer close(ended)
+		if state, err := guard.Process.Wait(); err != nil || ctx.Err() == nil {
+			h.Logger.Warn("log guard has ended", "state", state, "error", err)
+		}
 	}()
 	select {
-	case err := <-ended:
-		h.Logger.Warn("log guard has ended; it is started again", "error", err)
+	case <-ended:
 		return true
 	case <-ctx.Done():
 	}

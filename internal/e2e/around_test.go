@@ -38,7 +38,7 @@ func newScene(t *testing.T, h *host) *scene {
 	h.mustSend("nora", "rogue.flood", map[string]int{"n": 1})
 	s.process, s.recorded = h.pids(s.live.WorkerSerial), len(h.entries())
 	h.eventually("its log has what it wrote", func() error {
-		s.logged = h.logOf("nora")
+		s.logged = h.logOf()
 		if strings.Count(s.logged, "xxxx") == 0 {
 			return errors.New(s.logged)
 		}
@@ -50,9 +50,10 @@ func newScene(t *testing.T, h *host) *scene {
 	return s
 }
 
-func (h *host) logOf(name string) string {
+// logOf is what nora has logged.
+func (h *host) logOf() string {
 	h.t.Helper()
-	stdout, stderr, code := h.run("logs", name)
+	stdout, stderr, code := h.run("logs", "nora")
 	if code != 0 {
 		h.t.Fatalf("logs: exit %d: %s", code, stderr)
 	}
@@ -97,7 +98,7 @@ func (s *scene) outlived(restarts int) {
 	})
 	s.mustSend("nora", "rogue.flood", map[string]int{"n": 1})
 	s.eventually("its log goes on", func() error {
-		if now := s.logOf("nora"); !strings.HasPrefix(now, s.logged) || strings.Count(now, "xxxx") <= strings.Count(s.logged, "xxxx") {
+		if now := s.logOf(); !strings.HasPrefix(now, s.logged) || strings.Count(now, "xxxx") <= strings.Count(s.logged, "xxxx") {
 			return fmt.Errorf("log of %d bytes after one of %d", len(now), len(s.logged))
 		}
 		return nil

@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"syscall"
 
 	"github.com/dals-host/dals-host/host/worker"
@@ -143,8 +144,8 @@ func (r *Reader) Last(n int) error {
 		if to == end && part[len(part)-1] != '\n' {
 			found++
 		}
-		for i := len(part) - 1; i >= 0; i-- {
-			if part[i] != '\n' {
+		for i, char := range slices.Backward(part) {
+			if char != '\n' {
 				continue
 			}
 			if found++; found == n {
