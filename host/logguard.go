@@ -171,6 +171,8 @@ func (h *Host) leavesWorkers(ctx context.Context) bool {
 	if h.goingDown.Load() {
 		return false
 	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
 	list, err := h.launcher.List(ctx)
 	for _, s := range list {
 		if s.Running {

@@ -108,18 +108,16 @@ func readPIDs(file string) ([]int, error) {
 	return pids, nil
 }
 
-// members are the processes of all of the host's workers, by one of the
-// hierarchies. What cannot be read is left out.
-func (c cgroups) members() map[worker.Serial][]int {
-	one := cgroups{parent: c.parent, roots: c.roots[:1]}
+// allMembers is what members says of each of the host's workers.
+func (c cgroups) allMembers() map[worker.Serial][]int {
 	entries, _ := os.ReadDir(filepath.Join(c.roots[0], c.parent))
-	members := make(map[worker.Serial][]int, len(entries))
+	all := make(map[worker.Serial][]int, len(entries))
 	for _, e := range entries {
 		if serial, err := worker.ParseSerial(e.Name()); err == nil {
-			members[serial], _ = one.processes(serial)
+			all[serial] = c.members(serial)
 		}
 	}
-	return members
+	return all
 }
 
 // killAll kills what still runs in the worker's groups and says whether that

@@ -56,7 +56,7 @@ func (l *Launcher) drainOutputs() {
 
 func (d *drains) look() {
 	now := map[output]bool{}
-	for serial, pids := range d.cgroups.members() {
+	for serial, pids := range d.cgroups.allMembers() {
 		for _, pid := range pids {
 			for _, fd := range []int{unix.Stdout, unix.Stderr} {
 				if o, ok := d.waiting(serial, pid, fd); ok {
@@ -72,7 +72,7 @@ func (d *drains) look() {
 // last time too is read from now on.
 func (d *drains) waiting(serial worker.Serial, pid, fd int) (output, bool) {
 	// The other end of the pipe that the worker writes to has no other name.
-	pipe, err := os.OpenFile(fmt.Sprintf("/proc/%d/fd/%d", pid, fd), os.O_RDONLY|unix.O_NONBLOCK, 0)
+	pipe, err := os.OpenFile(fmt.Sprintf("/proc/%d/fd/%d", pid, fd), os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if err != nil {
 		return output{}, false // it ends, or has closed it
 	}
