@@ -131,6 +131,7 @@ func (h *Host) spec(w worker.Worker) launch.Spec {
 	s := launch.Spec{
 		Serial: w.Serial, Dir: h.stage.Dir(w.Serial), UID: w.UID,
 		Image: launch.Image{Digest: w.PluginDigest, Path: h.paths.binary(w.PluginDigest), Type: w.Type, Version: w.TypeVersion},
+		Etc:   forge.HasEgress(w),
 	}
 	// A descriptor that cannot be read leaves the launcher's default limits.
 	if d, err := h.plugins.Descriptor(w.PluginDigest); err == nil {

@@ -34,7 +34,7 @@ func (b backend) Forge(ctx context.Context, r control.ForgeRequest) (control.For
 	if !made.Existed {
 		b.integrity.made(made.Worker.Serial)
 	}
-	return control.ForgeResult{Worker: b.view(ctx, made.Worker), Existed: made.Existed}, nil
+	return control.ForgeResult{Worker: b.fullView(ctx, made.Worker), Existed: made.Existed}, nil
 }
 
 func (b backend) Plan(ctx context.Context, r control.ForgeRequest) (control.Plan, error) {
@@ -42,7 +42,7 @@ func (b backend) Plan(ctx context.Context, r control.ForgeRequest) (control.Plan
 	if err != nil {
 		return control.Plan{}, err
 	}
-	p := control.Plan{Worker: control.WorkerView{Worker: plan.Worker, HeartbeatInterval: heartbeatInterval}, Hash: plan.Hash}
+	p := control.Plan{Worker: control.WorkerView{Worker: plan.Worker, HeartbeatInterval: heartbeatInterval, NotGranted: plan.NotGranted}, Hash: plan.Hash}
 	for _, s := range plan.Steps {
 		p.Steps = append(p.Steps, control.PlanStep(s))
 	}

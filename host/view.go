@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 
 	"github.com/dals-host/dals-host/host/control"
 	"github.com/dals-host/dals-host/host/registry"
@@ -30,7 +31,7 @@ func (b backend) Worker(ctx context.Context, ref string) (control.WorkerDetail, 
 	if err != nil {
 		return control.WorkerDetail{}, err
 	}
-	d := control.WorkerDetail{WorkerView: b.view(ctx, w), Metrics: b.metrics(w.Serial)}
+	d := control.WorkerDetail{WorkerView: b.fullView(ctx, w), Metrics: b.metrics(w.Serial)}
 	if descriptor, err := b.plugins.Descriptor(w.PluginDigest); err == nil {
 		d.Tasks = descriptor.GetTasks() // else the plugin is forgotten, with its last worker
 	}
@@ -84,6 +85,19 @@ func (h *Host) view(ctx context.Context, w worker.Worker) control.WorkerView {
 		v.VaultFault = "the worker has not reported yet"
 	default:
 		v.VaultIntegrity = true
+	}
+	return v
+}
+
+// fullView is view with what the worker's type asks for beyond its grants.
+func (h *Host) fullView(ctx context.Context, w worker.Worker) control.WorkerView {
+	v := h.view(ctx, w)
+	if d, err := h.plugins.Descriptor(w.PluginDigest); err == nil {
+		for _, asked := range d.GetCapabilities() {
+			if !slices.Contains(w.Grants, asked) {
+				v.NotGranted = append(v.NotGranted, asked)
+			}
+		}
 	}
 	return v
 }

@@ -11,6 +11,8 @@ import (
 	"unicode/utf8"
 
 	"golang.org/x/mod/semver"
+
+	"github.com/dals-host/dals-host/sdk/capability"
 )
 
 // Type is a worker type: what a plugin binary provides. Give it to Serve.
@@ -36,9 +38,9 @@ type Type struct {
 	Tasks []Task
 	// Resources are what one worker needs.
 	Resources Resources
-	// Capabilities are what a worker needs beyond its own folder, as in
-	// egress:HOST:PORT: a word in lower case, and after a colon more of it, without
-	// spaces. They are shown to who forges; no host grants any yet.
+	// Capabilities are what a worker may need beyond its own folder, in the words
+	// of package capability, as in egress:HOST:PORT. They are asked for here and
+	// granted, or not, by who forges: Worker.Grants says which a worker has.
 	Capabilities []string
 	// Open, when not nil, runs in a worker once Config is read and before the
 	// first task. ctx ends with the worker. An error ends the worker.
@@ -63,19 +65,15 @@ var (
 	typeForm   = regexp.MustCompile(`^[a-z][a-z0-9_]{0,31}$`)
 	familyForm = regexp.MustCompile(`^[A-Z]{2}$`)
 	verbForm   = regexp.MustCompile(`^[a-z][a-z0-9_]{0,63}$`)
-
-	capabilityForm = regexp.MustCompile(`^[a-z]+(?::[!-~]+)?$`)
 )
 
 // What a host lets a descriptor hold. Texts are in bytes.
 const (
-	maxSummary      = 200
-	maxSchema       = 64 << 10
-	maxVersion      = 64
-	maxMajor        = 6 // digits
-	maxTasks        = 64
-	maxCapabilities = 32
-	maxCapability   = 256
+	maxSummary = 200
+	maxSchema  = 64 << 10
+	maxVersion = 64
+	maxMajor   = 6 // digits
+	maxTasks   = 64
 )
 
 // checkedType is a Type that is fit to be served.
@@ -134,13 +132,13 @@ func (t Type) checkNeeds() error {
 			faults = append(faults, fmt.Errorf("resources: %d %s: not from 0 to %d", r.asked, r.unit, r.most))
 		}
 	}
-	if n := len(t.Capabilities); n > maxCapabilities {
-		return errors.Join(append(faults, fmt.Errorf("capabilities: %d, more than %d", n, maxCapabilities))...)
+	if n := len(t.Capabilities); n > capability.Max {
+		return errors.Join(append(faults, fmt.Errorf("capabilities: %d, more than %d", n, capability.Max))...)
 	}
 	seen := make(map[string]bool, len(t.Capabilities))
 	for _, name := range t.Capabilities {
-		if len(name) > maxCapability || !capabilityForm.MatchString(name) {
-			faults = append(faults, fmt.Errorf("capability %q: write it as in egress:HOST:PORT, in at most %d bytes", name, maxCapability))
+		if _, err := capability.Parse(name); err != nil {
+			faults = append(faults, err)
 		}
 		if seen[name] {
 			faults = append(faults, fmt.Errorf("capability %q: asked for twice", name))

@@ -39,9 +39,10 @@ lists what is missing. --json gives {"made": [...], "failed": [...]}.`,
 		Example: `  dals-host forge --list-types
   dals-host forge --type template --name nora --class-code A1 --dry-run
   dals-host forge --type template --name nora --class-code A1
-  dals-host forge --type template --name nora --class-code A1 --plan-hash p1-…
+  dals-host forge --type template --name nora --class-code A1 --plan-hash p2-…
   dals-host forge --type template --name crowd --class-code A1 --count 200
   dals-host forge --like nora --name tom
+  dals-host forge --type mirror --name far --class-code A1 --grant egress:example.org:443
   dals-host forge --type ledger --name books --class-code 300.100.000 --set max_record_bytes=4096`,
 		Args: exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -78,7 +79,8 @@ lists what is missing. --json gives {"made": [...], "failed": [...]}.`,
 	flags.BoolVar(&listTypes, "list-types", false, "list the worker types instead")
 	flags.DurationVar(&request.Timeout, "timeout", 0, "bound on the whole forge (default the host's)")
 	flags.IntVar(&count, "count", 0, fmt.Sprintf("forge `K` workers, NAME-1 to NAME-K (up to %d)", maxCount))
-	flags.StringVar(&request.Like, "like", "", "type, version, class code and config of this `WORKER`, where no others are given")
+	flags.StringVar(&request.Like, "like", "", "type, version, class code, config and grants of this `WORKER`, where no others are given")
+	flags.StringArrayVar(&request.Grants, "grant", nil, "let the worker have this `CAPABILITY` of those that its type asks for (repeatable)")
 	flags.BoolVar(&request.NoStart, "no-start", false, "leave the worker stopped")
 	completeFlag(cmd, "type", a.typeNames)
 	completeFlag(cmd, "like", a.workerNames)

@@ -32,7 +32,7 @@ func (a *app) listTypes(ctx context.Context) error {
 }
 
 func typeTable(t *table, types []client.Type) {
-	t.row("NAME", "VERSION", "DIGEST", "FAMILY", "WORKERS", "TASKS", "SUMMARY")
+	t.row("NAME", "VERSION", "DIGEST", "FAMILY", "WORKERS", "TASKS", "ASKS FOR", "SUMMARY")
 	for _, k := range types {
 		var kinds []string
 		for _, task := range k.Tasks {
@@ -42,7 +42,7 @@ func typeTable(t *table, types []client.Type) {
 		if k.Draining {
 			workers += " (draining)"
 		}
-		t.row(k.Name, k.Version, short(k.Digest), k.Family, workers, strings.Join(kinds, ","), k.Summary)
+		t.row(k.Name, k.Version, short(k.Digest), k.Family, workers, strings.Join(kinds, ","), strings.Join(k.Capabilities, ","), k.Summary)
 	}
 }
 

@@ -101,6 +101,7 @@ func factsText(t *table, w client.Worker) {
 	if w.Restarts > 0 {
 		t.row("restarts", strconv.Itoa(w.Restarts))
 	}
+	grantText(t, w)
 	t.row("vault", reasoned("vault_integrity="+strconv.FormatBool(w.VaultIntegrity), w.VaultFault))
 	t.row("heartbeat", heartbeatWord(w))
 	t.row("created", stamp(w.CreatedAt))
@@ -110,6 +111,20 @@ func factsText(t *table, w client.Worker) {
 	t.row("manifest", w.ManifestSHA256)
 	if w.ImageDigest != "" {
 		t.row("image", w.ImageDigest)
+	}
+}
+
+// grantText tells what the worker may do beyond its own folder, a line for each.
+func grantText(t *table, w client.Worker) {
+	label := "granted"
+	for _, g := range w.Grants {
+		t.row(label, g)
+		label = ""
+	}
+	label = "not granted"
+	for _, g := range w.NotGranted {
+		t.row(label, g)
+		label = ""
 	}
 }
 

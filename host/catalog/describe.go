@@ -8,26 +8,22 @@ import (
 	"golang.org/x/mod/semver"
 
 	"github.com/dals-host/dals-host/host/worker"
+	"github.com/dals-host/dals-host/sdk/capability"
 	workerv1 "github.com/dals-host/dals-host/sdk/proto/worker/v1"
 )
 
 // What a descriptor may hold.
 const (
-	maxTasks        = 64
-	maxCapabilities = 32
-	maxCapability   = 256
-	maxSummary      = 200
-	maxVersion      = 64
-	maxMajor        = 6 // digits: it is the generation in serials
-	maxMemory       = 1 << 40
-	maxCPUMillis    = 1 << 20
-	maxPIDs         = 1 << 22
+	maxTasks     = 64
+	maxSummary   = 200
+	maxVersion   = 64
+	maxMajor     = 6 // digits: it is the generation in serials
+	maxMemory    = 1 << 40
+	maxCPUMillis = 1 << 20
+	maxPIDs      = 1 << 22
 )
 
-var (
-	verbForm       = regexp.MustCompile(`^[a-z][a-z0-9_]{0,63}$`)
-	capabilityForm = regexp.MustCompile(`^[a-z]+(?::[!-~]+)?$`)
-)
+var verbForm = regexp.MustCompile(`^[a-z][a-z0-9_]{0,63}$`)
 
 // checkDescriptor judges what a plugin says of itself, as hostile data, and
 // returns a copy of what is good in it: known fields only, texts cleaned. The
@@ -124,12 +120,12 @@ func checkResources(said *workerv1.Resources) (*workerv1.Resources, error) {
 }
 
 func checkCapabilities(said []string) ([]string, error) {
-	if len(said) > maxCapabilities {
-		return nil, bad("ask for fewer", "asks for %d capabilities, more than %d", len(said), maxCapabilities)
+	if len(said) > capability.Max {
+		return nil, bad("ask for fewer", "asks for %d capabilities, more than %d", len(said), capability.Max)
 	}
 	for _, c := range said {
-		if len(c) > maxCapability || !capabilityForm.MatchString(c) {
-			return nil, bad("write it as in egress:HOST:PORT", "asks for the capability %q", oneLine(c, 80))
+		if _, err := capability.Parse(c); err != nil {
+			return nil, bad("ask for what this host knows, as it writes it: see docs/capabilities.md", "asks for what there is not: %v", err)
 		}
 	}
 	return said, nil

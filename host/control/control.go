@@ -92,6 +92,7 @@ type ForgeRequest struct {
 	PlanHash  string        // of the plan that was agreed to; empty for none
 	Like      string        // the worker that tells what is left empty, by name or serial
 	NoStart   bool          // leaves the worker stopped
+	Grants    []string      // what it may do beyond its own folder
 }
 
 // ForgeResult is a forged worker.
@@ -132,6 +133,7 @@ type WorkerView struct {
 	LastHeartbeat     time.Time // zero before the first
 	HeartbeatInterval time.Duration
 	MissedHeartbeats  int
+	NotGranted        []string // what its type asks for beyond its grants; where one worker is told of
 }
 
 // WorkerDetail adds what its heartbeats tell, what it can be asked for, and its

@@ -36,6 +36,8 @@ func WorkerProto(v WorkerView) *hostv1.Worker {
 		CreatedAt: timestamp(v.CreatedAt),
 		RetiredAt: timestamp(v.RetiredAt),
 		Restarts:  int32(v.Restarts),
+
+		Grants: v.Grants, NotGranted: v.NotGranted,
 	}
 }
 

@@ -3,11 +3,13 @@ package forge
 import (
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 
 	"github.com/dals-host/dals-host/host/launch"
 	"github.com/dals-host/dals-host/host/stage"
 	"github.com/dals-host/dals-host/host/worker"
+	"github.com/dals-host/dals-host/sdk/capability"
 	"github.com/dals-host/dals-host/sdk/identity"
 	"github.com/dals-host/dals-host/sdk/manifest"
 	"github.com/dals-host/dals-host/sdk/vault"
@@ -30,7 +32,7 @@ const workerCert = "certs/worker.pem"
 
 // folders are a worker's folders, its own first.
 func folders(w worker.Worker) []file {
-	return []file{
+	all := []file{
 		{path: "./", access: hostOwned(w, 0o750)},
 		{path: "certs/", access: hostOwned(w, 0o750)},
 		{path: "vault/", access: hostOwned(w, 0o750)},
@@ -38,6 +40,20 @@ func folders(w worker.Worker) []file {
 		{path: launch.RunDir + "/", access: workerOwned(w, 0o700)},
 		{path: launch.LogsDir + "/", access: stage.Access{Mode: 0o700}},
 	}
+	if len(w.Grants) > 0 { // everything that can be granted is reached by the door
+		all = append(all, file{path: manifest.DoorDir + "/", access: hostOwned(w, 0o750)})
+	}
+	if HasEgress(w) {
+		all = append(all, file{path: launch.EtcDir + "/", access: hostOwned(w, 0o750)})
+	}
+	return all
+}
+
+// HasEgress says whether a worker was granted any, and so has names of its own to
+// look up.
+func HasEgress(w worker.Worker) bool {
+	granted, _ := capability.Set(w.Grants) // they were checked
+	return slices.ContainsFunc(granted, func(c capability.Capability) bool { return c.Kind == capability.Egress })
 }
 
 // keyFiles are the worker's key, its certificate, and that of the host's CA.
@@ -52,12 +68,18 @@ func (f *Forge) keyFiles(w worker.Worker, keyPEM, certPEM []byte) []file {
 // injected are the files that tell the worker who it is, how it is configured,
 // and what the record looked like when it was made.
 func injected(w worker.Worker, identityJSON, accountability, reflection []byte) []file {
-	return []file{
+	files := []file{
 		told(w, identity.File, identityJSON),
 		told(w, "config.json", w.Config),
 		told(w, vault.AccountabilityFile, accountability),
 		told(w, vault.ReflectionFile, reflection),
 	}
+	if HasEgress(w) {
+		granted, _ := capability.Set(w.Grants) // they were checked
+		files = append(files, told(w, launch.EtcDir+"/hosts", capability.Hosts(granted)),
+			told(w, launch.EtcDir+"/nsswitch.conf", []byte(capability.NameService)))
+	}
+	return files
 }
 
 // seals are the manifest and the host's signature over it.

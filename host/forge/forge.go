@@ -137,10 +137,13 @@ type Request struct {
 	// PlanHash, when given, is that of the plan that was agreed to: what has
 	// changed since is a conflict that names it, and nothing is made.
 	PlanHash string
-	// Like names a worker, by name or serial, whose type, version, class code and
-	// configuration hold where the request leaves them empty.
+	// Like names a worker, by name or serial, whose type, version, class code,
+	// configuration and grants hold where the request leaves them empty.
 	Like    string
 	NoStart bool // the worker is made, and stopped
+	// Grants are what the worker may do beyond its own folder, of what its type
+	// asks for, as sdk/capability writes them.
+	Grants []string
 }
 
 // DefaultTimeout bounds a forge whose caller names no time.

@@ -8,10 +8,12 @@ import (
 	"github.com/dals-host/dals-host/host/worker"
 )
 
-// resolve fills in what the request leaves to the worker that it is to be like.
+// resolve puts the request into order, and fills in what it leaves to the worker
+// that it is to be like.
 func (f *Forge) resolve(ctx context.Context, r Request) (Request, error) {
-	if r.Like == "" {
-		return r, nil
+	r, err := r.normal()
+	if err != nil || r.Like == "" {
+		return r, err
 	}
 	model, err := f.find(ctx, r.Like)
 	if err != nil {
@@ -30,6 +32,9 @@ func (f *Forge) resolve(ctx context.Context, r Request) (Request, error) {
 	}
 	if len(r.Config) == 0 {
 		r.Config = model.Config
+	}
+	if len(r.Grants) == 0 {
+		r.Grants = model.Grants
 	}
 	return r, nil
 }

@@ -26,7 +26,9 @@ type Plan struct {
 	// Manifest is the worker's manifest, without its keys, its port, its time, and
 	// what Files does not know. It and Files are absent where nothing would be made.
 	Manifest *manifest.Manifest
-	Hash     string // of all that decides what would be made, see Request.PlanHash
+	// NotGranted is what the worker's type asks for and the request does not grant.
+	NotGranted []string
+	Hash       string // of all that decides what would be made, see Request.PlanHash
 }
 
 // PlanStep is one step and what it would make.
@@ -66,7 +68,7 @@ func (f *Forge) Plan(ctx context.Context, r Request) (Plan, error) {
 	if err := f.planNumbers(ctx, j); err != nil {
 		return Plan{}, err
 	}
-	p := Plan{Worker: j.worker, Hash: planHash(f.parts(j.worker)), Files: f.planFiles(j.worker)}
+	p := Plan{Worker: j.worker, Hash: planHash(f.parts(j.worker)), Files: f.planFiles(j.worker), NotGranted: notGranted(j.typ, r.Grants)}
 	p.Manifest = f.manifestOf(j.worker, j.typ, listed(p.Files))
 	for _, s := range f.stepsOf(r) {
 		p.Steps = append(p.Steps, PlanStep{s.name, s.makes(j)})
@@ -112,7 +114,7 @@ func (f *Forge) planFiles(w worker.Worker) []manifest.Entry {
 func listed(all []manifest.Entry) []manifest.Entry {
 	entries := slices.DeleteFunc(slices.Clone(all), func(e manifest.Entry) bool {
 		switch e.Path {
-		case "./", launch.StateDir + "/", launch.RunDir + "/", launch.LogsDir + "/", manifest.File, manifest.SignatureFile:
+		case "./", launch.StateDir + "/", launch.RunDir + "/", launch.LogsDir + "/", manifest.DoorDir + "/", manifest.File, manifest.SignatureFile:
 			return true
 		}
 		return false
@@ -134,7 +136,21 @@ func (f *Forge) planKeys(j *job) string {
 	return "an Ed25519 key of the worker's own and its certificate: " + names(f.keyFiles(j.worker, nil, nil))
 }
 
-func planInject(j *job) string { return names(injected(j.worker, nil, nil, nil)) }
+func planInject(j *job) string {
+	made := names(injected(j.worker, nil, nil, nil))
+	if len(j.worker.Grants) > 0 {
+		made += "; granted: " + grantWords(j.worker.Grants)
+	}
+	if not := notGranted(j.typ, j.worker.Grants); len(not) > 0 {
+		made += "; asked for and not granted: " + grantWords(not)
+	}
+	return made
+}
+
+// notGranted is what a type asks for beyond the grants.
+func notGranted(t Type, grants []string) []string {
+	return slices.DeleteFunc(slices.Clone(t.Descriptor.GetCapabilities()), func(c string) bool { return slices.Contains(grants, c) })
+}
 
 func (f *Forge) planImage(j *job) string {
 	plugin := "plugin sha256:" + j.worker.PluginDigest

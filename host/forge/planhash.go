@@ -18,7 +18,7 @@ import (
 // which only tell the parts apart. docs/formats/plan.md has the form.
 
 const (
-	planVersion = "p1"
+	planVersion = "p2"
 	markBytes   = 4
 )
 
@@ -54,6 +54,7 @@ func (f *Forge) parts(w worker.Worker) []part {
 		plain("plugin_sha256", w.PluginDigest),
 		plain("class_code", string(w.ClassCode)),
 		plain("config", string(w.Config)),
+		{"grants", strings.Join(w.Grants, " "), grantWords(w.Grants)},
 		plain("image_digest", w.ImageDigest),
 		{"files", layout.String(), "another list of paths and modes"},
 	}

@@ -9,12 +9,14 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 
 	"github.com/google/jsonschema-go/jsonschema"
 	"golang.org/x/mod/semver"
 
 	"github.com/dals-host/dals-host/host/worker"
+	"github.com/dals-host/dals-host/sdk/capability"
 )
 
 // maxConfig keeps the entry that records a forge, which carries the
@@ -30,6 +32,32 @@ func (r Request) check() error {
 		return err
 	}
 	return CheckWait("timeout", r.Timeout)
+}
+
+// normal is the request with its grants in order, each once.
+func (r Request) normal() (Request, error) {
+	grants, err := capability.Normal(r.Grants)
+	if err != nil {
+		return r, worker.Hint(fmt.Errorf("grant: %w: %w", err, worker.ErrInvalid), "run dals-host types to see what a type asks for")
+	}
+	r.Grants = grants
+	return r, nil
+}
+
+// checkGrants refuses what the type does not ask for: a worker could not use it,
+// and nobody would know why it has it.
+func checkGrants(t Type, grants []string) error {
+	for _, g := range grants {
+		if slices.Contains(t.Descriptor.GetCapabilities(), g) {
+			continue
+		}
+		hint := "it asks for none: leave out --grant"
+		if asked := t.Descriptor.GetCapabilities(); len(asked) > 0 {
+			hint = "it asks for " + strings.Join(asked, ", ")
+		}
+		return worker.Hint(fmt.Errorf("grant %s: %s %s does not ask for it: %w", g, t.Descriptor.GetName(), t.Descriptor.GetVersion(), worker.ErrInvalid), hint)
+	}
+	return nil
 }
 
 // newJob checks the request against its type and says what worker it would make.
@@ -48,6 +76,9 @@ func (f *Forge) newJob(ctx context.Context, r Request) (_ *job, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := checkGrants(typ, r.Grants); err != nil {
+		return nil, err
+	}
 	hash, err := r.hash()
 	if err != nil {
 		return nil, err
@@ -56,7 +87,7 @@ func (f *Forge) newJob(ctx context.Context, r Request) (_ *job, err error) {
 	return &job{what: "forge", release: release, request: r, typ: typ, worker: worker.Worker{
 		Name: r.Name, Type: d.GetName(), TypeVersion: d.GetVersion(), PluginDigest: typ.Image.Digest,
 		ClassCode: worker.ClassCode(r.ClassCode), Model: worker.NewModelNumber(d.GetFamily(), generation(d.GetVersion())),
-		State: worker.StateForging, Launcher: f.Launcher.Name(), Config: config, RequestSHA256: hash,
+		State: worker.StateForging, Launcher: f.Launcher.Name(), Config: config, Grants: r.Grants, RequestSHA256: hash,
 	}}, nil
 }
 
@@ -143,7 +174,11 @@ func (r Request) hash() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	text, err := writeConfig([]any{r.Type, r.Version, r.ClassCode, config})
+	asked := []any{r.Type, r.Version, r.ClassCode, config}
+	if len(r.Grants) > 0 { // without, a request is what it was before there were any
+		asked = append(asked, r.Grants)
+	}
+	text, err := writeConfig(asked)
 	sum := sha256.Sum256(text)
 	return hex.EncodeToString(sum[:]), err
 }
@@ -210,10 +245,19 @@ func (f *Forge) differences(ctx context.Context, has worker.Worker, asked Reques
 		compare("type_version", has.TypeVersion, asked.Version)
 	}
 	compare("class_code", string(has.ClassCode), asked.ClassCode)
+	compare("grants", grantWords(has.Grants), grantWords(asked.Grants))
 	if has.Type == asked.Type {
 		compare("config", string(has.Config), f.configLike(ctx, has, asked.Config))
 	}
 	return differ
+}
+
+// grantWords are grants as an error tells them.
+func grantWords(grants []string) string {
+	if len(grants) == 0 {
+		return "none"
+	}
+	return strings.Join(grants, ", ")
 }
 
 // configLike is what a config would be for a worker of that type and version; as

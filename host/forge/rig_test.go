@@ -47,6 +47,7 @@ type rig struct {
 	version  string            // the type's default version; empty for 1.2.3
 	digest   string            // of the type's plugin; empty for that of 1.2.3
 	others   map[string]string // digests of the type's other versions
+	asks     []string          // the type's capabilities
 	noBeat   error             // what AwaitHeartbeat answers
 	onBeat   func()            // what it does first
 	onLookup func()            // what Lookup does first
@@ -127,6 +128,7 @@ func (r *rig) Lookup(_ context.Context, name, version string) (Type, error) {
 		Descriptor: &workerv1.TypeDescriptor{
 			Name: "template", Version: current, Family: "TP",
 			ConfigSchema: []byte(`{"type":"object","properties":{"greeting":{"type":"string","default":"hello"}},"additionalProperties":false}`),
+			Capabilities: r.asks,
 		},
 		Image: launch.Image{Digest: digest, Path: os.Args[0]},
 	}, nil

@@ -163,11 +163,11 @@ func (f *Forge) writeManifest(_ context.Context, j *job) error {
 // manifestOf is what the manifest says of a worker with these files.
 func (f *Forge) manifestOf(w worker.Worker, t Type, files []manifest.Entry) *manifest.Manifest {
 	return &manifest.Manifest{
-		Format: manifest.Format, ForgeVersion: worker.ForgeVersion,
+		Format: manifest.FormatOf(w.Grants), ForgeVersion: worker.ForgeVersion,
 		WorkerName: w.Name, WorkerType: w.Type, TypeVersion: w.TypeVersion, WorkerSerial: string(w.Serial),
 		ModelNumber: string(w.Model), LedgerCode: string(w.LedgerCode), ClassCode: string(w.ClassCode), Port: w.Port,
 		PluginDigest: w.PluginDigest, Modules: modulesOf(t.Image.Path), ImageDigest: w.ImageDigest,
-		PublicKey: w.PublicKey, Glyph: w.Glyph, HostID: f.Keys.HostID(), CreatedAt: w.CreatedAt, Files: files,
+		PublicKey: w.PublicKey, Glyph: w.Glyph, HostID: f.Keys.HostID(), CreatedAt: w.CreatedAt, Grants: w.Grants, Files: files,
 	}
 }
 

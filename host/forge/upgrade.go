@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/dals-host/dals-host/host/record"
@@ -62,6 +63,17 @@ func (f *Forge) Upgrade(ctx context.Context, serial worker.Serial, r UpgradeRequ
 	return j.worker, was.TypeVersion, nil
 }
 
+// stillAsked are the grants that a version asks for: it never gets more than the
+// worker had, and keeps nothing that it has no use for.
+func stillAsked(t Type, grants []string) (still []string) {
+	for _, g := range grants {
+		if slices.Contains(t.Descriptor.GetCapabilities(), g) {
+			still = append(still, g)
+		}
+	}
+	return still
+}
+
 // readyLimit bounds how long the files and the container of a new version may
 // take to be made.
 const readyLimit = time.Minute
@@ -94,6 +106,7 @@ func (f *Forge) upgradeJob(ctx context.Context, was worker.Worker, r UpgradeRequ
 	}
 	w := was
 	w.TypeVersion, w.PluginDigest, w.Config = typ.Descriptor.GetVersion(), typ.Image.Digest, config
+	w.Grants = stillAsked(typ, was.Grants)
 	if w.TypeVersion == was.TypeVersion && w.PluginDigest == was.PluginDigest && bytes.Equal(config, was.Config) {
 		return nil, nil
 	}
@@ -197,7 +210,7 @@ func (f *Forge) recordUpgrade(ctx context.Context, j *job) error {
 			return err
 		}
 		from, next := w.TypeVersion, j.worker
-		w.TypeVersion, w.PluginDigest, w.Config = next.TypeVersion, next.PluginDigest, next.Config
+		w.TypeVersion, w.PluginDigest, w.Config, w.Grants = next.TypeVersion, next.PluginDigest, next.Config, next.Grants
 		w.ImageDigest, w.ManifestSHA256 = next.ImageDigest, next.ManifestSHA256
 		w.State, w.StateReason = next.State, next.StateReason
 		j.worker = w

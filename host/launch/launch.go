@@ -28,6 +28,7 @@ const (
 	RunDir     = "run"             // writable by the worker; holds its socket
 	StateDir   = "state"           // writable by the worker
 	LogsDir    = "logs"            // the host's own
+	EtcDir     = "etc"             // not of every worker: Spec.Etc
 	LogFile    = "worker.log"      // in LogsDir: the worker's stdout and stderr, appended
 	SocketFile = "worker.sock"     // in RunDir
 )
@@ -61,6 +62,10 @@ type Spec struct {
 	Dir    string // the worker's folder, absolute
 	UID    int    // its uid, and its gid; nobody else may have it
 	Limits worker.Limits
+	// Etc says that the worker's folder has an EtcDir, which a launcher with files
+	// of its own shows as /etc: the names in its hosts file are served by the
+	// worker itself, on loopback addresses and on any port.
+	Etc bool
 }
 
 // Status is what a launcher knows of one created worker.

@@ -26,6 +26,7 @@ type WorkerFields struct {
 	PluginDigest   string             `json:"plugin_digest,omitempty"`
 	RequestSHA256  string             `json:"request_sha256,omitempty"`
 	Config         json.RawMessage    `json:"config,omitempty"` // compacted JSON
+	Grants         []string           `json:"grants,omitempty"`
 	CreatedAt      time.Time          `json:"created_at,omitzero"`
 }
 
@@ -38,7 +39,7 @@ func FieldsOf(w worker.Worker) *WorkerFields {
 		Port: w.Port, UID: w.UID, Launcher: w.Launcher, PublicKey: w.PublicKey,
 		ManifestSHA256: w.ManifestSHA256, ImageDigest: w.ImageDigest,
 		PluginDigest: w.PluginDigest, RequestSHA256: w.RequestSHA256,
-		Config: json.RawMessage(w.Config), CreatedAt: w.CreatedAt,
+		Config: json.RawMessage(w.Config), Grants: w.Grants, CreatedAt: w.CreatedAt,
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/dals-host/dals-host/host/registry/sqlcgen"
@@ -33,6 +34,7 @@ func (tx *Tx) InsertWorker(w worker.Worker) error {
 			State: w.State, StateReason: w.StateReason, Launcher: w.Launcher, PublicKey: present(w.PublicKey), Glyph: w.Glyph,
 			ManifestSha256: w.ManifestSHA256, ImageDigest: w.ImageDigest, Config: present(w.Config),
 			RequestSha256: w.RequestSHA256, Restarts: w.Restarts, CreatedAt: millis(w.CreatedAt), RetiredAt: millis(w.RetiredAt),
+			Grants: strings.Join(w.Grants, " "),
 		})
 	})
 }
@@ -60,6 +62,7 @@ func (tx *Tx) UpdateWorker(w worker.Worker) error {
 			State: w.State, StateReason: w.StateReason, Launcher: w.Launcher, PublicKey: present(w.PublicKey), Glyph: w.Glyph,
 			ManifestSha256: w.ManifestSHA256, ImageDigest: w.ImageDigest, Config: present(w.Config),
 			RequestSha256: w.RequestSHA256, Restarts: w.Restarts, CreatedAt: millis(w.CreatedAt), RetiredAt: millis(w.RetiredAt),
+			Grants: strings.Join(w.Grants, " "),
 		})
 	})
 }
@@ -169,5 +172,14 @@ func workerOf(row sqlcgen.Worker) worker.Worker {
 		State: row.State, StateReason: row.StateReason, Launcher: row.Launcher, PublicKey: row.PublicKey, Glyph: row.Glyph,
 		ManifestSHA256: row.ManifestSha256, ImageDigest: row.ImageDigest, Config: row.Config,
 		RequestSHA256: row.RequestSha256, Restarts: row.Restarts, CreatedAt: instant(row.CreatedAt), RetiredAt: instant(row.RetiredAt),
+		Grants: grantsOf(row.Grants),
 	}
+}
+
+// grantsOf reads the column; of none it is nil.
+func grantsOf(column string) []string {
+	if column == "" {
+		return nil
+	}
+	return strings.Split(column, " ")
 }

@@ -19,7 +19,7 @@ func whole(serial worker.Serial) worker.Worker {
 		Serial: serial, Name: "Nora", Type: "template", TypeVersion: "1.2.3", PluginDigest: "aa", ClassCode: "A1",
 		Model: serial.Model(), LedgerCode: "A1-000001", Port: 20001, UID: 70000, State: worker.StateLive, StateReason: "well",
 		Launcher: "process", PublicKey: []byte{1, 2, 3}, Glyph: "+--+\n|o |", ManifestSHA256: "bb", ImageDigest: "cc",
-		Config: []byte(`{"a":1}`), RequestSHA256: "dd", Restarts: 3, CreatedAt: at, RetiredAt: at.Add(time.Hour),
+		Config: []byte(`{"a":1}`), Grants: []string{"egress:a.org:443", "egress:b.org:80"}, RequestSHA256: "dd", Restarts: 3, CreatedAt: at, RetiredAt: at.Add(time.Hour),
 	}
 }
 

@@ -47,8 +47,9 @@ type Worker struct {
 	Glyph          string
 	ManifestSHA256 string // hex; what sha256sum prints for worker_manifest.json
 	ImageDigest    string
-	Config         []byte // config.json as forged
-	RequestSHA256  string // hex; identifies the request that made it
+	Config         []byte   // config.json as forged
+	Grants         []string // what it may do beyond its own folder, as sdk/capability writes it, sorted
+	RequestSHA256  string   // hex; identifies the request that made it
 	Restarts       int
 	CreatedAt      time.Time
 	RetiredAt      time.Time

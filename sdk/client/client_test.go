@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -611,7 +612,7 @@ func TestWorkers(t *testing.T) {
 		t.Fatalf("%+v, %v", one, err)
 	}
 	var back client.WorkerDetail
-	if err := json.Unmarshal([]byte(mustJSON(t, one)), &back); err != nil || back.Worker != one.Worker {
+	if err := json.Unmarshal([]byte(mustJSON(t, one)), &back); err != nil || !reflect.DeepEqual(back.Worker, one.Worker) {
 		t.Fatalf("back from JSON: %+v, %v", back, err)
 	}
 	never := client.WorkerFromProto(&hostv1.Worker{})

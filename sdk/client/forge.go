@@ -22,11 +22,14 @@ type ForgeRequest struct {
 	// PlanHash, when given, is that of a dry run: if anything that matters has
 	// changed since, that is a conflict that names it, and nothing is made.
 	PlanHash string
-	// Like names a worker whose type, version, class code and config hold where
-	// this request leaves them empty.
+	// Like names a worker whose type, version, class code, config and grants hold
+	// where this request leaves them empty.
 	Like string
 	// NoStart leaves the worker stopped.
 	NoStart bool
+	// Grants are what the worker may do beyond its own folder, of what its type
+	// asks for (Type.Capabilities).
+	Grants []string
 	// Timeout bounds the whole forge; zero means the host's default.
 	Timeout time.Duration
 }
@@ -71,7 +74,7 @@ func (c *Client) Forge(ctx context.Context, r ForgeRequest) (Forged, error) {
 	resp, err := c.host.Forge(ctx, &hostv1.ForgeRequest{
 		WorkerName: r.Name, WorkerType: r.Type, ClassCode: r.ClassCode, TypeVersion: r.Version,
 		Config: config, DryRun: r.DryRun, TimeoutMs: milliseconds(r.Timeout), PlanHash: r.PlanHash,
-		Like: r.Like, NoStart: r.NoStart,
+		Like: r.Like, NoStart: r.NoStart, Grants: r.Grants,
 	})
 	if err != nil {
 		return Forged{}, fmt.Errorf("forge %s: %w", spoken(r.Name), c.fault(ctx, err))

@@ -31,6 +31,8 @@ type Worker struct {
 	PortFault      string    `json:"port_fault,omitempty"`  // why its port is not answered at the moment
 	Heartbeat      Heartbeat `json:"heartbeat"`
 	Restarts       int       `json:"restarts,omitempty"`
+	Grants         []string  `json:"grants,omitempty"`      // what it may do beyond its own folder
+	NotGranted     []string  `json:"not_granted,omitempty"` // what its type asks for beyond them; where one worker is told of
 	CreatedAt      Time      `json:"created_at"`
 	RetiredAt      Time      `json:"retired_at,omitzero"`
 }
@@ -79,7 +81,8 @@ func WorkerFromProto(w *hostv1.Worker) Worker {
 			Interval: int(w.GetHeartbeat().GetIntervalS()),
 			Missed:   int(w.GetHeartbeat().GetMissed()),
 		},
-		Restarts:  int(w.GetRestarts()),
+		Restarts: int(w.GetRestarts()),
+		Grants:   w.GetGrants(), NotGranted: w.GetNotGranted(),
 		CreatedAt: timeOf(w.GetCreatedAt()),
 		RetiredAt: timeOf(w.GetRetiredAt()),
 	}

@@ -54,8 +54,9 @@ func (s *scan) err() error {
 // compares WorkerSerial.
 func Check(root *os.Root, public ed25519.PublicKey) (*Manifest, error) {
 	s := scan{root: root}
-	s.folder(".")
 	m := s.manifest(public)
+	s.hasDoor = m == nil || m.Format == FormatGranted
+	s.folder(".")
 	if m != nil {
 		s.compare(m)
 	}

@@ -23,21 +23,23 @@ type Entry struct {
 const (
 	maxEntries  = 4096
 	maxFileSize = 16 << 20 // bytes
+	maxGrants   = 32
 )
 
 var (
 	modeForm   = regexp.MustCompile(`^[0-7]{4}$`)
 	sha256Form = regexp.MustCompile(`^[0-9a-f]{64}$`)
+	grantForm  = regexp.MustCompile(`^[a-z]{1,32}(:[!-~]{1,223})?$`)
 )
 
 func (e Entry) isDir() bool { return strings.HasSuffix(e.Path, "/") }
 
-func (e Entry) check() error {
+func (e Entry) check(format int) error {
 	name := strings.TrimSuffix(e.Path, "/")
 	switch {
 	case !fs.ValidPath(name) || name == "." || !isPrintable(name):
 		return fmt.Errorf("file %q: not a path below the folder", e.Path)
-	case e.Path == File || e.Path == SignatureFile || isMutable(strings.SplitAfterN(e.Path, "/", 2)[0]):
+	case e.Path == File || e.Path == SignatureFile || isMutable(strings.SplitAfterN(e.Path, "/", 2)[0]), format == FormatGranted && isDoor(e.Path):
 		return fmt.Errorf("file %q: never in a manifest", e.Path)
 	case !modeForm.MatchString(e.Mode):
 		return fmt.Errorf("file %q: mode %q is not four octal digits", e.Path, e.Mode)
@@ -52,6 +54,8 @@ func (e Entry) check() error {
 // isMutable says whether a path, a directory's with its slash, is one of the
 // folders that change while a worker lives.
 func isMutable(path string) bool { return path == "state/" || path == "run/" || path == "logs/" }
+
+func isDoor(path string) bool { return strings.HasPrefix(path, DoorDir+"/") }
 
 // isPrintable keeps names out that JSON or a terminal would show as others.
 func isPrintable(name string) bool {

@@ -29,6 +29,7 @@ import (
 type reading struct {
 	dir         string
 	listed      map[string]map[string]any // the manifest's files, by path
+	door        bool                      // the folder may have one
 	differences []string
 }
 
@@ -42,6 +43,7 @@ func readIndependently(dir string, public *[32]byte) []string {
 	text, haveText := r.own("worker_manifest.json")
 	signature, haveSignature := r.own("worker_manifest.sig")
 	held := false
+	r.door = true
 	if haveText && haveSignature {
 		signed := append(append(slices.Clone(signature), "dals.manifest.v1\x00"...), text...)
 		_, ok := sign.Open(nil, signed, public)
@@ -55,6 +57,7 @@ func readIndependently(dir string, public *[32]byte) []string {
 			r.say("worker_manifest.json", "%v", err)
 			held = false
 		} else {
+			r.door = m["format"] == json.Number("2")
 			for _, file := range m["files"].([]any) {
 				entry := file.(map[string]any)
 				r.listed[entry["path"].(string)] = entry
@@ -98,7 +101,7 @@ func (r *reading) walk(below string, held bool) {
 		case err != nil:
 			r.say(path, "cannot be read: %v", err)
 		case path == "worker_manifest.json" || path == "worker_manifest.sig":
-		case kind == "directory" && (path == "state" || path == "run" || path == "logs"):
+		case kind == "directory" && (path == "state" || path == "run" || path == "logs" || r.door && path == "door"):
 		case kind == "directory":
 			if held {
 				r.compare(path+"/", path, "is a directory", mode(info.Mode()), "")
@@ -177,7 +180,7 @@ func readText(text []byte) (map[string]any, error) {
 		return nil, err
 	}
 	w := &form{}
-	w.object(m, "\n  ", []column{
+	columns := []column{
 		{"format", w.number},
 		{"forge_version", w.text},
 		{"worker_name", w.text},
@@ -196,15 +199,22 @@ func readText(text []byte) (map[string]any, error) {
 		{"host_id", w.text},
 		{"created_at", w.time},
 		{"files", w.list([]column{{"path", w.text}, {"mode", w.text}, {"size", w.number}, {"sha256", w.text}})},
-	})
+	}
+	if m["format"] == json.Number("2") {
+		columns = slices.Insert(columns, len(columns)-1, column{"grants", w.texts})
+	}
+	w.object(m, "\n  ", columns)
 	if w.err == nil && w.b.String()+"\n" != string(text) {
 		w.err = errors.New("not in the one form")
 	}
-	if w.err == nil && (m["format"] != json.Number("1") || m["worker_serial"] == "" || m["host_id"] == "") {
+	if w.err == nil && (m["format"] != json.Number("1") && m["format"] != json.Number("2") || m["worker_serial"] == "" || m["host_id"] == "") {
 		w.err = errors.New("format, worker_serial or host_id")
 	}
 	if w.err == nil {
-		w.err = checkFiles(m["files"].([]any))
+		w.err = checkFiles(m["files"].([]any), m["format"] == json.Number("2"))
+	}
+	if grants, ok := m["grants"].([]any); ok && w.err == nil {
+		w.err = checkGrants(grants)
 	}
 	return m, w.err
 }
@@ -212,9 +222,26 @@ func readText(text []byte) (map[string]any, error) {
 var (
 	octalMode = regexp.MustCompile(`^[0-7]{4}$`)
 	hexHash   = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
+	capability = regexp.MustCompile(`^[a-z]{1,32}(:[\x21-\x7e]{1,223})?$`)
 )
 
-func checkFiles(files []any) error {
+func checkGrants(grants []any) error {
+	last := ""
+	for _, grant := range grants {
+		text := grant.(string)
+		if !capability.MatchString(text) || text <= last || len(grants) > 32 {
+			return fmt.Errorf("grant %q", text)
+		}
+		last = text
+	}
+	if last == "" {
+		return errors.New("no grants")
+	}
+	return nil
+}
+
+func checkFiles(files []any, door bool) error {
 	last := ""
 	for _, file := range files {
 		entry := file.(map[string]any)
@@ -228,7 +255,7 @@ func checkFiles(files []any) error {
 		}
 		top, _, below := strings.Cut(path, "/")
 		never := path == "worker_manifest.json" || path == "worker_manifest.sig" ||
-			below && (top == "state" || top == "run" || top == "logs")
+			below && (top == "state" || top == "run" || top == "logs" || door && top == "door")
 		unprintable := strings.ContainsFunc(path, func(c rune) bool { return !unicode.IsPrint(c) })
 		form := isDir && size == 0 && sum == "" || !isDir && size >= 0 && size <= 16777216 && hexHash.MatchString(sum)
 		if never || unprintable || !form || !octalMode.MatchString(mode) || path <= last || len(files) > 4096 {
@@ -287,6 +314,22 @@ func (f *form) list(columns []column) func(any, string) {
 		}
 		f.b.WriteString("]")
 	}
+}
+
+func (f *form) texts(value any, at string) {
+	items, ok := value.([]any)
+	if !ok {
+		f.err = errors.New("not a list")
+	}
+	f.b.WriteString("[")
+	for i, item := range items {
+		if i > 0 {
+			f.b.WriteString(",")
+		}
+		f.b.WriteString(at + "  ")
+		f.text(item, at)
+	}
+	f.b.WriteString(at + "]")
 }
 
 func (f *form) number(value any, _ string) {

@@ -29,8 +29,16 @@ const (
 	FileMode      = 0o440
 )
 
-// Format is the number of the format that this package makes and reads.
-const Format = 1
+// The formats that this package makes and reads. A manifest has the second if its
+// worker was granted something: its folder then may have a door, DoorDir, which
+// changes with every host and is not listed.
+const (
+	Format        = 1
+	FormatGranted = 2
+)
+
+// DoorDir is the folder through which a worker reaches its host.
+const DoorDir = "door"
 
 // MaxSize bounds an encoded manifest, in bytes.
 const MaxSize = 1 << 20
@@ -57,6 +65,7 @@ type Manifest struct {
 	Glyph        string            `json:"glyph"`
 	HostID       string            `json:"host_id"`
 	CreatedAt    time.Time         `json:"created_at"`
+	Grants       []string          `json:"grants,omitempty"` // what the worker may do beyond its folder, sorted
 	Files        []Entry           `json:"files"`
 }
 
@@ -64,6 +73,14 @@ type Manifest struct {
 type Module struct {
 	Path    string `json:"path"`
 	Version string `json:"version"`
+}
+
+// FormatOf is the format of the manifest of a worker with these grants.
+func FormatOf(grants []string) int {
+	if len(grants) > 0 {
+		return FormatGranted
+	}
+	return Format
 }
 
 // Encode is the text of worker_manifest.json: the same manifest always gives
@@ -118,8 +135,8 @@ func Decode(data []byte) (*Manifest, error) {
 
 func (m *Manifest) check() error {
 	switch {
-	case m.Format != Format:
-		return fmt.Errorf("format %d is not %d", m.Format, Format)
+	case m.Format != FormatOf(m.Grants):
+		return fmt.Errorf("format %d is not %d", m.Format, FormatOf(m.Grants))
 	case m.WorkerSerial == "":
 		return errors.New("worker_serial is empty")
 	case m.HostID == "":
@@ -128,9 +145,16 @@ func (m *Manifest) check() error {
 		return errors.New("public_key is not an Ed25519 key")
 	case len(m.Files) > maxEntries:
 		return fmt.Errorf("%d files, more than %d", len(m.Files), maxEntries)
+	case len(m.Grants) > maxGrants:
+		return fmt.Errorf("%d grants, more than %d", len(m.Grants), maxGrants)
+	}
+	for i, g := range m.Grants {
+		if !grantForm.MatchString(g) || i > 0 && g <= m.Grants[i-1] {
+			return fmt.Errorf("grant %.80q is no capability, out of order or twice", g)
+		}
 	}
 	for i, e := range m.Files {
-		if err := e.check(); err != nil {
+		if err := e.check(m.Format); err != nil {
 			return err
 		}
 		if i > 0 && e.Path <= m.Files[i-1].Path {

@@ -15,12 +15,12 @@ import (
 )
 
 // Scan lists what a manifest of the folder lists: every regular file and
-// directory below it but the manifest's own two files and what is in state, run
-// and logs, sorted by path. Anything else (a link, a device, a socket), a name
+// directory below it but the manifest's own two files, what is in state, run and
+// logs, and the door, sorted by path. Anything else (a link, a device, a socket), a name
 // that does not print and a file above 16 MiB is an error that names every such
 // path. Files are hashed as a stream.
 func Scan(root *os.Root) ([]Entry, error) {
-	s := scan{root: root}
+	s := scan{root: root, hasDoor: true}
 	s.folder(".")
 	if err := s.err(); err != nil {
 		return nil, fmt.Errorf("scan %s: %w", root.Name(), err)
@@ -32,6 +32,7 @@ func Scan(root *os.Root) ([]Entry, error) {
 // scan collects a folder's entries, and what is wrong with the rest.
 type scan struct {
 	root    *os.Root
+	hasDoor bool // a door is not looked at
 	entries []Entry
 	faults  []fault
 	full    bool
@@ -69,7 +70,7 @@ func (s *scan) entry(p string) {
 		return // gone since the folder was read: as if it had never been seen
 	case err != nil:
 		s.fault(p, unreadable(err))
-	case info.IsDir() && isMutable(p+"/"):
+	case info.IsDir() && (isMutable(p+"/") || s.hasDoor && p == DoorDir):
 		return
 	case len(s.entries)+len(s.faults) >= maxEntries:
 		s.overflow()

@@ -1,6 +1,7 @@
 package manifest_test
 
 import (
+	stdcmp "cmp"
 	"crypto/ed25519"
 	"encoding/hex"
 	"encoding/json"
@@ -161,12 +162,20 @@ func TestPublishedMutations(t *testing.T) {
 // No published malformed text is a manifest, however well it is signed.
 func TestPublishedMalformedTexts(t *testing.T) {
 	t.Parallel()
-	text, err := os.ReadFile("testdata/worker_manifest.json")
-	must(t, err)
-	if _, err := readText(text); err != nil {
-		t.Errorf("the independent reader refuses the published manifest: %v", err)
+	texts := map[string][]byte{}
+	for _, name := range []string{"worker_manifest.json", "granted_manifest.json"} {
+		text, err := os.ReadFile(filepath.Join("testdata", name))
+		must(t, err)
+		if _, err := manifest.Decode(text); err != nil {
+			t.Errorf("this package refuses the published %s: %v", name, err)
+		}
+		if _, err := readText(text); err != nil {
+			t.Errorf("the independent reader refuses the published %s: %v", name, err)
+		}
+		texts[name] = text
 	}
-	for _, edit := range published[[]struct{ Name, Was, Is string }](t, "malformed.json") {
+	for _, edit := range published[[]struct{ Name, Of, Was, Is string }](t, "malformed.json") {
+		text := texts[stdcmp.Or(edit.Of, "worker_manifest.json")]
 		bad := strings.Replace(string(text), edit.Was, edit.Is, 1)
 		if bad == string(text) {
 			t.Fatalf("%s: the edit changes nothing", edit.Name)

@@ -27,21 +27,22 @@ const (
 
 // cell is what one container of a host has that others have not.
 type cell struct {
-	id     worker.Serial
-	digest string // of the binary
-	uid    int
-	limits worker.Limits
-	env    []string
-	mounts []specs.Mount // beside those that all have
-	files  uint64        // bytes that one file may have
-	cpu    uint64        // seconds of processor time that one process may have; 0 for no bound
+	id      worker.Serial
+	digest  string // of the binary
+	uid     int
+	limits  worker.Limits
+	env     []string
+	mounts  []specs.Mount // beside those that all have
+	sysctls map[string]string
+	files   uint64 // bytes that one file may have
+	cpu     uint64 // seconds of processor time that one process may have; 0 for no bound
 }
 
 // ociSpec is the cage of one worker.
 func (l *Launcher) ociSpec(s launch.Spec) (*specs.Spec, error) {
 	return l.cage(cell{
 		id: s.Serial, digest: s.Image.Digest, uid: s.UID, limits: s.Limits,
-		env: []string{launch.EnvDir + "=" + workerDir}, mounts: folderMounts(s.Dir), files: launch.DiskBytes,
+		env: []string{launch.EnvDir + "=" + workerDir}, mounts: folderMounts(s), sysctls: sysctls(s), files: launch.DiskBytes,
 	})
 }
 
@@ -62,6 +63,7 @@ func (l *Launcher) cage(c cell) (*specs.Spec, error) {
 		Process:  process,
 		Mounts:   append(mounts(), c.mounts...),
 		Linux: &specs.Linux{
+			Sysctl:      c.sysctls,
 			CgroupsPath: l.cgroups.path(c.id),
 			Namespaces: []specs.LinuxNamespace{
 				{Type: specs.PIDNamespace},
@@ -136,15 +138,33 @@ func mounts() []specs.Mount {
 	}
 }
 
-// folderMounts are a worker's folder, of which it may write state/ and run/.
-func folderMounts(dir string) []specs.Mount {
-	bind := func(name, mode string) specs.Mount {
+// folderMounts are a worker's folder, of which it may write state/ and run/, and
+// its own /etc if it has one.
+func folderMounts(s launch.Spec) []specs.Mount {
+	bind := func(to, name, mode string) specs.Mount {
 		return specs.Mount{
-			Destination: filepath.Join(workerDir, name), Type: "bind", Source: filepath.Join(dir, name),
+			Destination: to, Type: "bind", Source: filepath.Join(s.Dir, name),
 			Options: []string{"bind", mode, "private", "nosuid", "nodev", "noexec"},
 		}
 	}
-	return []specs.Mount{bind("", "ro"), bind(launch.StateDir, "rw"), bind(launch.RunDir, "rw")}
+	all := []specs.Mount{
+		bind(workerDir, "", "ro"),
+		bind(filepath.Join(workerDir, launch.StateDir), launch.StateDir, "rw"),
+		bind(filepath.Join(workerDir, launch.RunDir), launch.RunDir, "rw"),
+	}
+	if s.Etc {
+		all = append(all, bind("/etc", launch.EtcDir, "ro"))
+	}
+	return all
+}
+
+// sysctls are those of the container's own network, of which a worker without
+// Etc has no use: who serves a name serves it on the port that others expect.
+func sysctls(s launch.Spec) map[string]string {
+	if !s.Etc {
+		return nil
+	}
+	return map[string]string{"net.ipv4.ip_unprivileged_port_start": "0"}
 }
 
 func resources(limits worker.Limits) *specs.LinuxResources {

@@ -107,4 +107,5 @@ type Worker struct {
 	Restarts       int
 	CreatedAt      int64
 	RetiredAt      int64
+	Grants         string
 }

@@ -12,7 +12,7 @@ import (
 )
 
 const allWorkers = `-- name: AllWorkers :many
-SELECT serial, name, type, type_version, plugin_digest, class_code, model_number, ledger_code, port, uid, own_uid, state, state_reason, launcher, public_key, glyph, manifest_sha256, image_digest, config, request_sha256, restarts, created_at, retired_at FROM workers ORDER BY created_at, serial
+SELECT serial, name, type, type_version, plugin_digest, class_code, model_number, ledger_code, port, uid, own_uid, state, state_reason, launcher, public_key, glyph, manifest_sha256, image_digest, config, request_sha256, restarts, created_at, retired_at, grants FROM workers ORDER BY created_at, serial
 `
 
 func (q *Queries) AllWorkers(ctx context.Context) ([]Worker, error) {
@@ -48,6 +48,7 @@ func (q *Queries) AllWorkers(ctx context.Context) ([]Worker, error) {
 			&i.Restarts,
 			&i.CreatedAt,
 			&i.RetiredAt,
+			&i.Grants,
 		); err != nil {
 			return nil, err
 		}
@@ -92,11 +93,11 @@ const insertWorker = `-- name: InsertWorker :exec
 INSERT INTO workers (
     serial, name, type, type_version, plugin_digest, class_code, model_number, ledger_code, port, uid, own_uid,
     state, state_reason, launcher, public_key, glyph, manifest_sha256, image_digest, config, request_sha256,
-    restarts, created_at, retired_at
+    restarts, created_at, retired_at, grants
 ) VALUES (
     ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,
     ?, ?, ?, ?, ?, ?, ?, ?, ?,
-    ?, ?, ?
+    ?, ?, ?, ?
 )
 `
 
@@ -124,6 +125,7 @@ type InsertWorkerParams struct {
 	Restarts       int
 	CreatedAt      int64
 	RetiredAt      int64
+	Grants         string
 }
 
 func (q *Queries) InsertWorker(ctx context.Context, arg InsertWorkerParams) error {
@@ -151,12 +153,13 @@ func (q *Queries) InsertWorker(ctx context.Context, arg InsertWorkerParams) erro
 		arg.Restarts,
 		arg.CreatedAt,
 		arg.RetiredAt,
+		arg.Grants,
 	)
 	return err
 }
 
 const newestRetiredByName = `-- name: NewestRetiredByName :one
-SELECT serial, name, type, type_version, plugin_digest, class_code, model_number, ledger_code, port, uid, own_uid, state, state_reason, launcher, public_key, glyph, manifest_sha256, image_digest, config, request_sha256, restarts, created_at, retired_at FROM workers WHERE name = ? AND state = 'retired' ORDER BY retired_at DESC, rowid DESC LIMIT 1
+SELECT serial, name, type, type_version, plugin_digest, class_code, model_number, ledger_code, port, uid, own_uid, state, state_reason, launcher, public_key, glyph, manifest_sha256, image_digest, config, request_sha256, restarts, created_at, retired_at, grants FROM workers WHERE name = ? AND state = 'retired' ORDER BY retired_at DESC, rowid DESC LIMIT 1
 `
 
 func (q *Queries) NewestRetiredByName(ctx context.Context, name string) (Worker, error) {
@@ -186,6 +189,7 @@ func (q *Queries) NewestRetiredByName(ctx context.Context, name string) (Worker,
 		&i.Restarts,
 		&i.CreatedAt,
 		&i.RetiredAt,
+		&i.Grants,
 	)
 	return i, err
 }
@@ -194,7 +198,7 @@ const updateWorker = `-- name: UpdateWorker :exec
 UPDATE workers SET
     name = ?, type = ?, type_version = ?, plugin_digest = ?, class_code = ?, model_number = ?, ledger_code = ?, port = ?,
     uid = ?, state = ?, state_reason = ?, launcher = ?, public_key = ?, glyph = ?, manifest_sha256 = ?, image_digest = ?,
-    config = ?, request_sha256 = ?, restarts = ?, created_at = ?, retired_at = ?
+    config = ?, request_sha256 = ?, restarts = ?, created_at = ?, retired_at = ?, grants = ?
 WHERE serial = ?
 `
 
@@ -220,6 +224,7 @@ type UpdateWorkerParams struct {
 	Restarts       int
 	CreatedAt      int64
 	RetiredAt      int64
+	Grants         string
 	Serial         worker.Serial
 }
 
@@ -246,13 +251,14 @@ func (q *Queries) UpdateWorker(ctx context.Context, arg UpdateWorkerParams) erro
 		arg.Restarts,
 		arg.CreatedAt,
 		arg.RetiredAt,
+		arg.Grants,
 		arg.Serial,
 	)
 	return err
 }
 
 const workerByName = `-- name: WorkerByName :one
-SELECT serial, name, type, type_version, plugin_digest, class_code, model_number, ledger_code, port, uid, own_uid, state, state_reason, launcher, public_key, glyph, manifest_sha256, image_digest, config, request_sha256, restarts, created_at, retired_at FROM workers WHERE name = ? AND state <> 'retired'
+SELECT serial, name, type, type_version, plugin_digest, class_code, model_number, ledger_code, port, uid, own_uid, state, state_reason, launcher, public_key, glyph, manifest_sha256, image_digest, config, request_sha256, restarts, created_at, retired_at, grants FROM workers WHERE name = ? AND state <> 'retired'
 `
 
 func (q *Queries) WorkerByName(ctx context.Context, name string) (Worker, error) {
@@ -282,12 +288,13 @@ func (q *Queries) WorkerByName(ctx context.Context, name string) (Worker, error)
 		&i.Restarts,
 		&i.CreatedAt,
 		&i.RetiredAt,
+		&i.Grants,
 	)
 	return i, err
 }
 
 const workerBySerial = `-- name: WorkerBySerial :one
-SELECT serial, name, type, type_version, plugin_digest, class_code, model_number, ledger_code, port, uid, own_uid, state, state_reason, launcher, public_key, glyph, manifest_sha256, image_digest, config, request_sha256, restarts, created_at, retired_at FROM workers WHERE serial = ?
+SELECT serial, name, type, type_version, plugin_digest, class_code, model_number, ledger_code, port, uid, own_uid, state, state_reason, launcher, public_key, glyph, manifest_sha256, image_digest, config, request_sha256, restarts, created_at, retired_at, grants FROM workers WHERE serial = ?
 `
 
 func (q *Queries) WorkerBySerial(ctx context.Context, serial worker.Serial) (Worker, error) {
@@ -317,12 +324,13 @@ func (q *Queries) WorkerBySerial(ctx context.Context, serial worker.Serial) (Wor
 		&i.Restarts,
 		&i.CreatedAt,
 		&i.RetiredAt,
+		&i.Grants,
 	)
 	return i, err
 }
 
 const workersNotRetired = `-- name: WorkersNotRetired :many
-SELECT serial, name, type, type_version, plugin_digest, class_code, model_number, ledger_code, port, uid, own_uid, state, state_reason, launcher, public_key, glyph, manifest_sha256, image_digest, config, request_sha256, restarts, created_at, retired_at FROM workers WHERE state <> 'retired' ORDER BY created_at, serial
+SELECT serial, name, type, type_version, plugin_digest, class_code, model_number, ledger_code, port, uid, own_uid, state, state_reason, launcher, public_key, glyph, manifest_sha256, image_digest, config, request_sha256, restarts, created_at, retired_at, grants FROM workers WHERE state <> 'retired' ORDER BY created_at, serial
 `
 
 func (q *Queries) WorkersNotRetired(ctx context.Context) ([]Worker, error) {
@@ -358,6 +366,7 @@ func (q *Queries) WorkersNotRetired(ctx context.Context) ([]Worker, error) {
 			&i.Restarts,
 			&i.CreatedAt,
 			&i.RetiredAt,
+			&i.Grants,
 		); err != nil {
 			return nil, err
 		}

@@ -560,11 +560,14 @@ type ForgeRequest struct {
 	// plan_hash, when given, is that of the dry run that was agreed to: if what
 	// matters of the plan has changed since, nothing is forged.
 	PlanHash string `protobuf:"bytes,8,opt,name=plan_hash,json=planHash,proto3" json:"plan_hash,omitempty"`
-	// like names a worker whose type, version, class code and configuration hold
-	// where this request leaves them empty.
+	// like names a worker whose type, version, class code, configuration and grants
+	// hold where this request leaves them empty.
 	Like string `protobuf:"bytes,9,opt,name=like,proto3" json:"like,omitempty"`
 	// no_start leaves the worker stopped.
-	NoStart       bool `protobuf:"varint,10,opt,name=no_start,json=noStart,proto3" json:"no_start,omitempty"`
+	NoStart bool `protobuf:"varint,10,opt,name=no_start,json=noStart,proto3" json:"no_start,omitempty"`
+	// grants are what the worker may do beyond its own folder, of what its type
+	// asks for.
+	Grants        []string `protobuf:"bytes,11,rep,name=grants,proto3" json:"grants,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -667,6 +670,13 @@ func (x *ForgeRequest) GetNoStart() bool {
 		return x.NoStart
 	}
 	return false
+}
+
+func (x *ForgeRequest) GetGrants() []string {
+	if x != nil {
+		return x.Grants
+	}
+	return nil
 }
 
 type ForgeResponse struct {
@@ -911,7 +921,12 @@ type Worker struct {
 	Restarts    int32  `protobuf:"varint,21,opt,name=restarts,proto3" json:"restarts,omitempty"`
 	// port_fault says why the host does not answer on the worker's port at the
 	// moment.
-	PortFault     string `protobuf:"bytes,22,opt,name=port_fault,json=portFault,proto3" json:"port_fault,omitempty"`
+	PortFault string `protobuf:"bytes,22,opt,name=port_fault,json=portFault,proto3" json:"port_fault,omitempty"`
+	// grants are what the worker may do beyond its own folder, sorted.
+	Grants []string `protobuf:"bytes,23,rep,name=grants,proto3" json:"grants,omitempty"`
+	// not_granted is what its type asks for beyond them; where one worker is told
+	// of.
+	NotGranted    []string `protobuf:"bytes,24,rep,name=not_granted,json=notGranted,proto3" json:"not_granted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1098,6 +1113,20 @@ func (x *Worker) GetPortFault() string {
 		return x.PortFault
 	}
 	return ""
+}
+
+func (x *Worker) GetGrants() []string {
+	if x != nil {
+		return x.Grants
+	}
+	return nil
+}
+
+func (x *Worker) GetNotGranted() []string {
+	if x != nil {
+		return x.NotGranted
+	}
+	return nil
 }
 
 type Heartbeat struct {
@@ -2963,7 +2992,7 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"\x04type\x18\x04 \x01(\tR\x04type\x12\x18\n" +
 	"\aversion\x18\x05 \x01(\tR\aversion\x12\x16\n" +
 	"\x06reason\x18\x06 \x01(\tR\x06reason\x12\x10\n" +
-	"\x03fix\x18\a \x01(\tR\x03fix\"\xae\x02\n" +
+	"\x03fix\x18\a \x01(\tR\x03fix\"\xc6\x02\n" +
 	"\fForgeRequest\x12\x1f\n" +
 	"\vworker_name\x18\x01 \x01(\tR\n" +
 	"workerName\x12\x1f\n" +
@@ -2979,7 +3008,8 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"\tplan_hash\x18\b \x01(\tR\bplanHash\x12\x12\n" +
 	"\x04like\x18\t \x01(\tR\x04like\x12\x19\n" +
 	"\bno_start\x18\n" +
-	" \x01(\bR\anoStart\"\xea\x01\n" +
+	" \x01(\bR\anoStart\x12\x16\n" +
+	"\x06grants\x18\v \x03(\tR\x06grants\"\xea\x01\n" +
 	"\rForgeResponse\x12,\n" +
 	"\x06worker\x18\x01 \x01(\v2\x14.dals.host.v1.WorkerR\x06worker\x12\x18\n" +
 	"\aexisted\x18\x02 \x01(\bR\aexisted\x12*\n" +
@@ -2994,7 +3024,7 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"\x06sha256\x18\x04 \x01(\tR\x06sha256\"4\n" +
 	"\bPlanStep\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\tR\x04step\x12\x14\n" +
-	"\x05makes\x18\x02 \x01(\tR\x05makes\"\xd9\x05\n" +
+	"\x05makes\x18\x02 \x01(\tR\x05makes\"\x92\x06\n" +
 	"\x06Worker\x12\x1f\n" +
 	"\vworker_name\x18\x01 \x01(\tR\n" +
 	"workerName\x12\x1f\n" +
@@ -3027,7 +3057,10 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"\fstate_reason\x18\x14 \x01(\tR\vstateReason\x12\x1a\n" +
 	"\brestarts\x18\x15 \x01(\x05R\brestarts\x12\x1d\n" +
 	"\n" +
-	"port_fault\x18\x16 \x01(\tR\tportFault\"V\n" +
+	"port_fault\x18\x16 \x01(\tR\tportFault\x12\x16\n" +
+	"\x06grants\x18\x17 \x03(\tR\x06grants\x12\x1f\n" +
+	"\vnot_granted\x18\x18 \x03(\tR\n" +
+	"notGranted\"V\n" +
 	"\tHeartbeat\x12\x12\n" +
 	"\x04last\x18\x01 \x01(\tR\x04last\x12\x1d\n" +
 	"\n" +
