@@ -8,8 +8,11 @@ import (
 	"runtime"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
+
 	"github.com/dals-host/dals-host/host/broker"
 	"github.com/dals-host/dals-host/host/catalog"
+	"github.com/dals-host/dals-host/host/door"
 	"github.com/dals-host/dals-host/host/forge"
 	"github.com/dals-host/dals-host/host/gate"
 	"github.com/dals-host/dals-host/host/launch"
@@ -39,14 +42,50 @@ func (s source) Groups(ctx context.Context, from uint64) iter.Seq2[record.Group,
 type recorder struct{ *registry.Registry }
 
 func (r recorder) Record(ctx context.Context, e record.Entry) error {
+	_, err := indexer(r).Record(ctx, e)
+	return err
+}
+
+// indexer tells the index of what it has appended.
+type indexer struct{ *registry.Registry }
+
+func (i indexer) Record(ctx context.Context, e record.Entry) (index uint64, err error) {
 	line, err := e.Encode()
 	if err != nil {
-		return err
+		return 0, err
 	}
-	return r.Update(ctx, func(tx *registry.Tx) error {
-		_, err := tx.Append(line)
+	err = i.Update(ctx, func(tx *registry.Tx) (err error) {
+		index, err = tx.Append(line)
 		return err
 	})
+	return index, err
+}
+
+// sessions are the ways between the host and its workers: the broker's, which
+// the host opens, and the doors, which are the workers' own.
+type sessions struct {
+	*broker.Broker
+	doors  *door.Doors
+	logger hclog.Logger
+}
+
+func (h *Host) sessions() sessions { return sessions{h.broker, h.doors, h.Logger.Named("door")} }
+
+// Attach opens both. A worker whose door does not open is no worse off than one
+// whose connections are refused: it runs.
+func (s sessions) Attach(w worker.Worker, dir string) {
+	if err := s.doors.Open(w, dir); err != nil {
+		s.logger.Error("a worker cannot use what it was granted", "worker", w.Name, "serial", w.Serial, "error", err)
+	}
+	s.Broker.Attach(w, dir)
+}
+
+// Detach closes both.
+func (s sessions) Detach(ctx context.Context, serial worker.Serial) {
+	if err := s.doors.Shut(serial); err != nil {
+		s.logger.Warn("door of a worker not closed cleanly", "serial", serial, "error", err)
+	}
+	s.Broker.Detach(ctx, serial)
 }
 
 func (h *Host) note(ctx context.Context, e record.Entry) error {

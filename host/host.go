@@ -25,6 +25,7 @@ import (
 	"github.com/dals-host/dals-host/host/broker"
 	"github.com/dals-host/dals-host/host/catalog"
 	"github.com/dals-host/dals-host/host/control"
+	"github.com/dals-host/dals-host/host/door"
 	"github.com/dals-host/dals-host/host/forge"
 	"github.com/dals-host/dals-host/host/gate"
 	"github.com/dals-host/dals-host/host/internal/workerlog"
@@ -82,6 +83,7 @@ type Host struct {
 	catalog    *catalog.Catalog
 	gate       *gate.Gate
 	broker     *broker.Broker
+	doors      *door.Doors
 	supervisor *supervise.Supervisor
 	forge      *forge.Forge
 	control    *control.Server
@@ -108,7 +110,7 @@ func New(ctx context.Context, c Config) (_ *Host, err error) {
 	}()
 	for _, open := range []func(context.Context) error{
 		h.lockFolder, h.openRegistry, h.openKeys, h.lockIdentity, h.openRecord, h.openLauncher, h.openStage, h.openPorts,
-		h.openCatalog, h.openGateAndBroker, h.openSupervisorAndForge, h.openHTTP, h.openControl,
+		h.openCatalog, h.openGateAndBroker, h.openDoors, h.openSupervisorAndForge, h.openHTTP, h.openControl,
 	} {
 		if err := open(ctx); err != nil {
 			return nil, err
@@ -130,7 +132,7 @@ func (h *Host) Run(ctx context.Context) (err error) {
 	beneath, stopBeneath := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopBeneath()
 	g, running := errgroup.WithContext(beneath)
-	for _, run := range []func(context.Context) error{h.record.Run, h.catalog.Run, h.gate.Run, h.forge.Run, h.patrol, h.keepMirrors, h.logs.Run, h.keepGuard, h.serveHTTP, h.ports.run} {
+	for _, run := range []func(context.Context) error{h.record.Run, h.catalog.Run, h.gate.Run, h.doors.Run, h.forge.Run, h.patrol, h.keepMirrors, h.logs.Run, h.keepGuard, h.serveHTTP, h.ports.run} {
 		g.Go(func() error { return run(running) })
 	}
 	g.Go(func() error {
@@ -189,7 +191,7 @@ func (h *Host) adopt(ctx context.Context, w worker.Worker) {
 	}
 	h.ports.rebind(ctx, w)
 	if w.State == worker.StateLive || w.State == worker.StateRestarting {
-		h.broker.Attach(w, h.stage.Dir(w.Serial))
+		h.sessions().Attach(w, h.stage.Dir(w.Serial))
 		h.supervisor.Keep(w)
 	}
 	h.mirrors.changed(w.Serial)

@@ -74,6 +74,7 @@ func (h *Host) mirror(ctx context.Context, serial worker.Serial) {
 	w, err := h.registry.Worker(ctx, serial)
 	if w.State == worker.StateRetired {
 		h.integrity.forget(serial)
+		h.doors.Forget(serial)
 	}
 	if err == nil {
 		var text []byte

@@ -14,6 +14,7 @@ import (
 	"github.com/dals-host/dals-host/host/broker"
 	"github.com/dals-host/dals-host/host/care"
 	"github.com/dals-host/dals-host/host/control"
+	"github.com/dals-host/dals-host/host/door"
 	"github.com/dals-host/dals-host/host/forge"
 	"github.com/dals-host/dals-host/host/gate"
 	"github.com/dals-host/dals-host/host/keyring"
@@ -146,6 +147,12 @@ func (h *Host) openGateAndBroker(ctx context.Context) (err error) {
 	return nil
 }
 
+func (h *Host) openDoors(context.Context) error {
+	h.doors = door.New(door.Config{Recorder: indexer{h.registry}, Logger: h.Logger.Named("door")})
+	h.onClose(h.doors.Close)
+	return nil
+}
+
 func (h *Host) openSupervisorAndForge(context.Context) error {
 	verifier, err := note.NewVerifier(h.keys.CheckpointKey())
 	if err != nil {
@@ -159,7 +166,7 @@ func (h *Host) openSupervisorAndForge(context.Context) error {
 	h.onClose(func() error { h.supervisor.Close(); return nil })
 	c := forge.Config{
 		Types: types{h.catalog}, Registry: h.registry, Stage: h.stage, Ports: h.ports, Keys: h.keys, Authority: h.authority,
-		Launcher: h.launcher, Sessions: h.broker, Keeper: h.supervisor, Checkpoint: h.record.Checkpoint,
+		Launcher: h.launcher, Sessions: h.sessions(), Keeper: h.supervisor, Checkpoint: h.record.Checkpoint,
 		Changed: h.mirrors.changed, OwnUID: os.Geteuid(), Spec: h.spec, Logger: h.Logger.Named("forge"),
 	}
 	if os.Geteuid() == 0 {

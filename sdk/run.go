@@ -72,6 +72,11 @@ func (c *checkedType) serveFolder(ctx context.Context, f *folder, dir string, lo
 	integrity := newIntegrity(f, c.bounds.recheck, log)
 	defer integrity.looks.Wait()
 	if !integrity.sealed {
+		leave, err := w.useGrants(f)
+		if err != nil {
+			return err
+		}
+		defer leave()
 		stop := context.AfterFunc(ctx, endTasks) // opening heeds the end of ctx; tasks are given a grace
 		err = c.open(tasks, f, w)
 		stop()

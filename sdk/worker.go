@@ -8,6 +8,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/mod/sumdb/note"
 
+	"github.com/dals-host/dals-host/sdk/capability"
 	"github.com/dals-host/dals-host/sdk/identity"
 	"github.com/dals-host/dals-host/sdk/vault"
 )
@@ -18,6 +19,7 @@ type Worker struct {
 	identity identity.Identity
 	key      ed25519.PrivateKey
 	dir      string
+	grants   []capability.Capability
 	log      hclog.Logger
 }
 
@@ -31,6 +33,15 @@ func (w *Worker) StateDir() string { return filepath.Join(w.dir, stateDir) }
 
 // Logger writes to the worker's log.
 func (w *Worker) Logger() hclog.Logger { return w.log }
+
+// Grants says what of its type's Capabilities the worker was granted.
+func (w *Worker) Grants() []string {
+	texts := make([]string, len(w.grants))
+	for i, g := range w.grants {
+		texts[i] = g.String()
+	}
+	return texts
+}
 
 // NoteSigner signs notes (golang.org/x/mod/sumdb/note) as this worker: the name
 // is its serial, the key its own. It signs text only, as notes are, and so can

@@ -197,6 +197,7 @@ func (r *recovery) compareFolder(w worker.Worker) {
 		{"port", fmt.Sprint(m.Port), fmt.Sprint(w.Port)},
 		{"plugin_sha256", m.PluginDigest, w.PluginDigest},
 		{"image_digest", m.ImageDigest, w.ImageDigest},
+		{"grants", strings.Join(m.Grants, " "), strings.Join(w.Grants, " ")},
 		{"public_key", hex.EncodeToString(m.PublicKey), hex.EncodeToString(w.PublicKey)},
 		{"manifest_sha256", hex.EncodeToString(sum[:]), w.ManifestSHA256},
 	} {

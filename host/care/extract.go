@@ -186,6 +186,11 @@ func (r *restorer) makeFolder(b batch) error {
 			return err
 		}
 	}
+	if len(m.Grants) > 0 {
+		if err := s.Mkdir(manifest.DoorDir, host); err != nil {
+			return err
+		}
+	}
 	for _, name := range []string{manifest.File, manifest.SignatureFile} {
 		if err := s.WriteFile(name, b.files[name], stage.Access{Mode: manifest.FileMode, GID: uid}); err != nil {
 			return err

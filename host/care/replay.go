@@ -93,7 +93,7 @@ func (y *replay) follow(tx *registry.Tx, index uint64, e record.Entry) error {
 	case record.Recovered:
 		y.lost = append(y.lost, span{index, index + e.Recovery.Lost})
 		return y.recovered(tx, e.Recovery)
-	case record.HostStarted, record.Refused, record.RefusedSummary:
+	case record.HostStarted, record.Refused, record.RefusedSummary, record.EgressOpened, record.EgressClosed, record.EgressRefused:
 		return nil // they change nothing
 	}
 	return fmt.Errorf("kind %s is not known to recover: %w", e.Kind, worker.ErrInvalid)

@@ -44,6 +44,9 @@ const (
 	Result            Kind = "result"             // Envelope: a worker's signed answer
 	Refused           Kind = "refused"            // Refusal, and Envelope: a no after the proof held
 	RefusedSummary    Kind = "refused_summary"    // Refusal: how many before a proof held, by peer
+	EgressOpened      Kind = "egress_opened"      // Worker and Egress: a connection of its own, before its first byte
+	EgressClosed      Kind = "egress_closed"      // Worker and Egress: that has ended
+	EgressRefused     Kind = "egress_refused"     // Worker and Refusal: how many connections, by code, and the reason of the first
 	HostStarted       Kind = "host_started"       // no section; Reason tells the host's version
 	Recovered         Kind = "recovered"          // Recovery: the registry was made again; Reason tells from what
 	PluginDescribed   Kind = "plugin_described"   // Plugin: a part of a descriptor too long for one entry
@@ -63,6 +66,7 @@ type Entry struct {
 	Refusal  *RefusalFields  `json:"refusal,omitempty"`
 	Plugin   *PluginFields   `json:"plugin,omitempty"`
 	Recovery *RecoveryFields `json:"recovery,omitempty"`
+	Egress   *EgressFields   `json:"egress,omitempty"`
 	Reason   string          `json:"reason,omitempty"`
 }
 
@@ -91,6 +95,17 @@ type ClientFields struct {
 	Name      string `json:"name"`
 	ID        string `json:"id"` // key:<base64url>
 	PublicKey []byte `json:"public_key"`
+}
+
+// EgressFields say where a worker has connected to, and what came of it.
+type EgressFields struct {
+	Host        string  `json:"host"` // as it was granted
+	Port        int     `json:"port"`
+	Address     string  `json:"address"`                // that was dialled, with the port
+	OpenedIndex *uint64 `json:"opened_index,omitempty"` // at its end: the entry of its beginning
+	Sent        uint64  `json:"sent,omitempty"`         // bytes, by the worker
+	Received    uint64  `json:"received,omitempty"`     // bytes, by the worker
+	Outcome     string  `json:"outcome,omitempty"`      // closed, aborted, idle or cut
 }
 
 // RefusalFields say what was refused and why. Before a proof holds the sender
@@ -250,7 +265,7 @@ func Decode(line []byte) (Entry, error) {
 
 // check says whether the entry has the sections of its kind, and only those.
 func (e Entry) check() error {
-	var w, c, env, ref, p, rec bool
+	var w, c, env, ref, p, rec, out bool
 	envOptional := false
 	switch e.Kind {
 	case Forge, Void, Retire, WorkerLost, WorkerRestarted, WorkerFailed, WorkerStopped, WorkerStarted, Upgrade:
@@ -267,6 +282,10 @@ func (e Entry) check() error {
 		p = true
 	case Recovered:
 		rec = true
+	case EgressOpened, EgressClosed:
+		w, out = true, true
+	case EgressRefused:
+		w, ref = true, true
 	case HostStarted:
 	default:
 		return fmt.Errorf("kind %.40q: %w", e.Kind, worker.ErrInvalid)
@@ -276,7 +295,7 @@ func (e Entry) check() error {
 	}
 	env = env || envOptional && e.Envelope != nil
 	if (e.Worker != nil) != w || (e.Client != nil) != c || (e.Envelope != nil) != env ||
-		(e.Refusal != nil) != ref || (e.Plugin != nil) != p || (e.Recovery != nil) != rec {
+		(e.Refusal != nil) != ref || (e.Plugin != nil) != p || (e.Recovery != nil) != rec || (e.Egress != nil) != out {
 		return fmt.Errorf("%s with other sections than its own: %w", e.Kind, worker.ErrInvalid)
 	}
 	return nil

@@ -32,6 +32,14 @@ const (
 	Socket       = "run/worker.sock"
 )
 
+// A worker that was granted something reaches its host on Door in its folder:
+// HTTP/1.1, CONNECT HOST:PORT for a connection (docs/adr/0015). What is refused
+// has a stable code in the header DoorCode, and the reason as its text.
+const (
+	Door     = "door/door.sock"
+	DoorCode = "Dals-Code"
+)
+
 // Handshake is the type plane's handshake. The cookie is no secret: it tells a
 // host's probe from a person who runs the binary by hand.
 func Handshake() plugin.HandshakeConfig {

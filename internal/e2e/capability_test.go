@@ -1,0 +1,208 @@
+package e2e
+
+import (
+	"encoding/pem"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/dals-host/dals-host/host/record"
+	"github.com/dals-host/dals-host/sdk/client"
+)
+
+// nowhere is a name that no resolver knows.
+const nowhere = "nowhere.invalid"
+
+// outside is a real TLS server on this machine, and a wanderer that asks for it.
+type outside struct {
+	address, url, ca string
+}
+
+// newOutside starts the server, builds a wanderer that asks for it and for
+// nowhere, and drops it into the host.
+func newOutside(t *testing.T, h *host) outside {
+	t.Helper()
+	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "hello from ", r.Host) }))
+	t.Cleanup(server.Close)
+	o := outside{address: server.Listener.Addr().String(), url: server.URL}
+	o.ca = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}))
+	file := filepath.Join(t.TempDir(), "dals-worker-wanderer")
+	build := exec.Command("go", "build", "-o", file, "-ldflags", "-X 'main.asks="+o.grant()+" egress:"+nowhere+":443'", "github.com/dals-host/dals-host/internal/e2e/wanderer")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if text, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, text)
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(h.dir, "plugins", "dals-worker-wanderer"), data, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	h.eventually("wanderer registered", func() error {
+		_, err := h.client.Type(t.Context(), "wanderer")
+		return err
+	})
+	return o
+}
+
+func (o outside) grant() string { return "egress:" + o.address }
+
+func (o outside) fetch(bySDK bool) map[string]any {
+	return map[string]any{"url": o.url, "ca": o.ca, "sdk": bySDK}
+}
+
+func (h *host) forgeGranted(name string, grants ...string) client.Worker {
+	h.t.Helper()
+	made, err := h.client.Forge(h.t.Context(), client.ForgeRequest{Name: name, Type: "wanderer", ClassCode: "A1", Grants: grants})
+	if err != nil {
+		h.t.Fatalf("%v\n%s", err, h.log)
+	}
+	return made.Worker
+}
+
+// entriesOf are the entries of some kinds about one worker.
+func (h *host) entriesOf(serial string, kinds ...record.Kind) (found []record.Entry) {
+	h.t.Helper()
+	for _, e := range h.entries() {
+		if e.Worker != nil && string(e.Worker.Serial) == serial && slices.Contains(kinds, e.Kind) {
+			found = append(found, e)
+		}
+	}
+	return found
+}
+
+// TestEgress: a worker reaches over TLS what it was granted, and each connection
+// is in the record; also by the next host.
+func TestEgress(t *testing.T) {
+	t.Parallel()
+	launchers(t, func(t *testing.T, h *host) {
+		o := newOutside(t, h)
+		w := h.forgeGranted("far", o.grant())
+		if !slices.Equal(w.Grants, []string{o.grant()}) || !slices.Equal(w.NotGranted, []string{"egress:" + nowhere + ":443"}) {
+			t.Errorf("granted %q, not granted %q", w.Grants, w.NotGranted)
+		}
+		said := h.mustSend("far", "wanderer.grants", struct{}{})
+		if !strings.Contains(string(said.Result), o.grant()) {
+			t.Errorf("it says that it has %s", said.Result)
+		}
+		ways := []bool{true}
+		if h.launcher == "containerd" {
+			ways = append(ways, false) // any library, as it is
+		}
+		for range 2 {
+			for _, bySDK := range ways {
+				said := h.mustSend("far", "wanderer.fetch", o.fetch(bySDK))
+				if !strings.Contains(string(said.Result), "hello from "+o.address) {
+					t.Errorf("fetched %s", said.Result)
+				}
+			}
+			h.kill()
+			h.start()
+			h.eventually("worker found again", func() error {
+				if got := h.worker("far"); got.Heartbeat.Last.IsZero() || got.Restarts > 0 {
+					return fmt.Errorf("%+v", got)
+				}
+				return nil
+			})
+		}
+		opened := h.entriesOf(w.WorkerSerial, record.EgressOpened)
+		if len(opened) != 2*len(ways) || opened[0].Egress.Address != o.address {
+			t.Errorf("%d opened: %+v", len(opened), opened)
+		}
+		h.checkNoWayOut("far", o)
+		forged := h.entriesOf(w.WorkerSerial, record.Forge)
+		if len(forged) != 1 || !slices.Equal(forged[0].Worker.Grants, []string{o.grant()}) {
+			t.Errorf("%+v", forged)
+		}
+	})
+}
+
+// checkNoWayOut: in a container there is no way but those that were granted.
+func (h *host) checkNoWayOut(name string, o outside) {
+	h.t.Helper()
+	if h.launcher != "containerd" {
+		return // nothing is isolated
+	}
+	_, port, _ := net.SplitHostPort(o.address)
+	aims := []string{"1.1.1.1:443", "[2606:4700::1111]:443", "169.254.169.254:80", "127.0.0.2:" + port, "127.0.0.53:53", "10.0.0.1:" + port}
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	for _, a := range addrs {
+		if ip, ok := a.(*net.IPNet); ok && !ip.IP.IsLoopback() && !ip.IP.IsLinkLocalUnicast() {
+			aims = append(aims, net.JoinHostPort(ip.IP.String(), port))
+		}
+	}
+	said := h.mustSend(name, "wanderer.escape", map[string]any{"list": aims})
+	if !strings.Contains(string(said.Result), `"list":[]`) {
+		h.t.Errorf("%s got out: %s", name, said.Result)
+	}
+}
+
+// TestNoGrant: what was not granted leads nowhere, whatever its type asks for.
+func TestNoGrant(t *testing.T) {
+	t.Parallel()
+	launchers(t, func(t *testing.T, h *host) {
+		o := newOutside(t, h)
+		h.forgeGranted("home")
+		if _, err := h.send("home", "wanderer.fetch", o.fetch(true)); err == nil || !strings.Contains(err.Error(), "not_granted") {
+			t.Errorf("without a grant: %v", err)
+		}
+		w := h.forgeGranted("other", "egress:"+nowhere+":443")
+		if _, err := h.send("other", "wanderer.fetch", o.fetch(true)); err == nil || !strings.Contains(err.Error(), "not_granted") {
+			t.Errorf("with another: %v", err)
+		}
+		if h.launcher == "containerd" {
+			for _, name := range []string{"home", "other"} {
+				if _, err := h.send(name, "wanderer.fetch", o.fetch(false)); err == nil {
+					t.Errorf("%s reached the server", name)
+				}
+				h.checkNoWayOut(name, o)
+			}
+			h.checkNames(o)
+		}
+		if _, err := h.client.Retire(t.Context(), "other", 0); err != nil {
+			t.Fatal(err)
+		}
+		var codes []string
+		for _, e := range h.entriesOf(w.WorkerSerial, record.EgressRefused) {
+			codes = append(codes, e.Refusal.Code)
+		}
+		if !slices.Contains(codes, "egress_not_granted") || h.launcher == "containerd" && !slices.Contains(codes, "egress_unresolved") {
+			t.Errorf("recorded %q", codes)
+		}
+		if opened := h.entriesOf(w.WorkerSerial, record.EgressOpened); len(opened) != 0 {
+			t.Errorf("opened %+v", opened)
+		}
+	})
+}
+
+// checkNames: the worker other has a name of its own, on a port below 1024, and
+// no other name is known to it.
+func (h *host) checkNames(o outside) {
+	h.t.Helper()
+	said := h.mustSend("other", "wanderer.lookup", map[string]any{"text": nowhere})
+	if !strings.Contains(string(said.Result), `["127.0.1.1"]`) {
+		h.t.Errorf("%s is %s", nowhere, said.Result)
+	}
+	if said, err := h.send("other", "wanderer.lookup", map[string]any{"text": "example.org"}); err == nil {
+		h.t.Errorf("example.org is %s", said.Result)
+	}
+	said = h.mustSend("other", "wanderer.dial", map[string]any{"text": nowhere + ":443"})
+	if !strings.Contains(string(said.Result), "reset") {
+		h.t.Errorf("%s: %s", nowhere, said.Result)
+	}
+	said = h.mustSend("other", "wanderer.dial", map[string]any{"text": nowhere + ":80"})
+	if !strings.Contains(string(said.Result), "refused") {
+		h.t.Errorf("another port of %s: %s", nowhere, said.Result)
+	}
+}
