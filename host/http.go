@@ -52,6 +52,10 @@ func (h *Host) portHealth(serial worker.Serial) ports.Health {
 		LastHeartbeat: health.Last, Missed: health.Missed, Restarts: w.Restarts,
 		TasksInFlight: health.InFlight, TasksDone: health.Done, TasksFailed: health.Failed, RSSBytes: health.RSSBytes,
 	}
+	if len(w.Grants) > 0 {
+		t := ports.Traffic(h.doors.Traffic(serial))
+		p.Traffic = &t
+	}
 	p.Ready = p.Live && view.VaultIntegrity
 	if w.State != worker.StateLive {
 		p.Reason = string(w.State)

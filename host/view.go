@@ -31,7 +31,7 @@ func (b backend) Worker(ctx context.Context, ref string) (control.WorkerDetail, 
 	if err != nil {
 		return control.WorkerDetail{}, err
 	}
-	d := control.WorkerDetail{WorkerView: b.fullView(ctx, w), Metrics: b.metrics(w.Serial)}
+	d := control.WorkerDetail{WorkerView: b.fullView(ctx, w), Metrics: b.metrics(w.Serial), Traffic: control.Traffic(b.doors.Traffic(w.Serial))}
 	if descriptor, err := b.plugins.Descriptor(w.PluginDigest); err == nil {
 		d.Tasks = descriptor.GetTasks() // else the plugin is forgotten, with its last worker
 	}

@@ -80,6 +80,9 @@ func detailText(t *table, w client.WorkerDetail) {
 		t.row("process", fmt.Sprintf("started %s, %.1f MiB", stamp(m.StartedAt), float64(m.RSSBytes)/(1<<20)))
 		t.row("tasks", fmt.Sprintf("%d running, %d done, %d failed", m.TasksInFlight, m.TasksDone, m.TasksFailed))
 	}
+	if m := w.Traffic; m != nil {
+		t.row("traffic", fmt.Sprintf("%d open, %d connections, %d refused, %d bytes sent, %d received", m.Open, m.Connections, m.Refused, m.Sent, m.Received))
+	}
 	label := "answers"
 	for _, k := range w.Tasks {
 		t.row(label, k.Kind, k.Summary)

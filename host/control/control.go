@@ -141,6 +141,7 @@ type WorkerView struct {
 type WorkerDetail struct {
 	WorkerView
 	Metrics  Metrics
+	Traffic  Traffic
 	Tasks    []*workerv1.TaskKind
 	Identity []byte // identity.json
 	Manifest []byte // worker_manifest.json
@@ -152,6 +153,13 @@ type Metrics struct {
 	InFlight     uint32
 	Done, Failed uint64 // tasks since StartedAt
 	RSSBytes     uint64
+}
+
+// Traffic is what went through a worker's door since the host began.
+type Traffic struct {
+	Open                 int // connections of the moment
+	Connections, Refused uint64
+	Sent, Received       uint64 // bytes, by the worker
 }
 
 // WorkerFilter picks workers. Empty fields match all; retired workers are left

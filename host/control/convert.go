@@ -51,6 +51,15 @@ func metricsProto(m Metrics) *hostv1.Metrics {
 	}
 }
 
+// trafficProto is nothing for a worker that has no door.
+func trafficProto(d WorkerDetail) *hostv1.Traffic {
+	if len(d.Grants) == 0 {
+		return nil
+	}
+	t := d.Traffic
+	return &hostv1.Traffic{Open: uint32(t.Open), Connections: t.Connections, Refused: t.Refused, Sent: t.Sent, Received: t.Received}
+}
+
 func typeProto(t Type) *hostv1.WorkerType {
 	d := t.Descriptor
 	return &hostv1.WorkerType{

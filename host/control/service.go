@@ -83,7 +83,7 @@ func (s *service) GetWorker(ctx context.Context, r *hostv1.GetWorkerRequest) (*h
 		return nil, err
 	}
 	return &hostv1.GetWorkerResponse{
-		Worker: WorkerProto(detail.WorkerView), Metrics: metricsProto(detail.Metrics), Tasks: detail.Tasks,
+		Worker: WorkerProto(detail.WorkerView), Metrics: metricsProto(detail.Metrics), Traffic: trafficProto(detail), Tasks: detail.Tasks,
 		Identity: detail.Identity, Manifest: detail.Manifest,
 	}, nil
 }

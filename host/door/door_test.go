@@ -253,9 +253,12 @@ func TestIdle(t *testing.T) {
 // TestAborted: a side that breaks off is told of, and takes the other with it.
 func TestAborted(t *testing.T) {
 	t.Parallel()
-	address := serve(t, func(c *net.TCPConn) { _ = c.SetLinger(0) })
+	address := serve(t, func(c *net.TCPConn) {
+		_, _ = c.Read(make([]byte, 1))
+		_ = c.SetLinger(0)
+	})
 	r := newRig(t, "egress:"+address)
-	_, from, code := r.ask(address, "")
+	_, from, code := r.ask(address, "x")
 	if code != "" {
 		t.Fatal(code)
 	}

@@ -20,6 +20,15 @@ type Health struct {
 	TasksDone      uint64 // since the worker's process began
 	TasksFailed    uint64 // since the worker's process began
 	RSSBytes       uint64
+	// Traffic of its door since the host began; nil for a worker without one.
+	Traffic *Traffic
+}
+
+// Traffic is what went through a worker's door.
+type Traffic struct {
+	Open                 int // connections of the moment
+	Connections, Refused uint64
+	Sent, Received       uint64 // bytes, by the worker
 }
 
 // metrics are the numbers in Prometheus' text format. There are no labels: a
@@ -42,6 +51,13 @@ func (h Health) metrics() []byte {
 	metric("dals_worker_tasks_done_total", "counter", "Tasks done since the process began.", h.TasksDone)
 	metric("dals_worker_tasks_failed_total", "counter", "Tasks failed since the process began.", h.TasksFailed)
 	metric("dals_worker_resident_memory_bytes", "gauge", "Resident memory.", h.RSSBytes)
+	if t := h.Traffic; t != nil {
+		metric("dals_worker_egress_connections_open", "gauge", "Connections that the worker has through the host.", t.Open)
+		metric("dals_worker_egress_connections_total", "counter", "Connections made for the worker since the host began.", t.Connections)
+		metric("dals_worker_egress_refused_total", "counter", "Connections refused to the worker since the host began.", t.Refused)
+		metric("dals_worker_egress_sent_bytes_total", "counter", "Bytes that the worker sent since the host began.", t.Sent)
+		metric("dals_worker_egress_received_bytes_total", "counter", "Bytes that the worker received since the host began.", t.Received)
+	}
 	return b.Bytes()
 }
 

@@ -118,11 +118,29 @@ func TestEgress(t *testing.T) {
 			t.Errorf("%d opened: %+v", len(opened), opened)
 		}
 		h.checkNoWayOut("far", o)
+		h.checkTraffic(o)
 		forged := h.entriesOf(w.WorkerSerial, record.Forge)
 		if len(forged) != 1 || !slices.Equal(forged[0].Worker.Grants, []string{o.grant()}) {
 			t.Errorf("%+v", forged)
 		}
 	})
+}
+
+// checkTraffic: what goes through is counted.
+func (h *host) checkTraffic(o outside) {
+	h.t.Helper()
+	h.mustSend("far", "wanderer.fetch", o.fetch(true))
+	h.eventually("bytes counted", func() error {
+		w, err := h.client.Worker(h.t.Context(), "far")
+		if err == nil && (w.Traffic == nil || w.Traffic.Connections != 1 || w.Traffic.Sent == 0 || w.Traffic.Received == 0 || w.Traffic.Open != 0) {
+			err = fmt.Errorf("%+v", w.Traffic)
+		}
+		return err
+	})
+	text, _, _ := h.run("worker", "far")
+	if !strings.Contains(text, "traffic") || !strings.Contains(text, o.grant()) {
+		h.t.Errorf("worker says\n%s", text)
+	}
 }
 
 // checkNoWayOut: in a container there is no way but those that were granted.

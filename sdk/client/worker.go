@@ -94,6 +94,7 @@ type WorkerDetail struct {
 	Worker
 
 	Metrics  *Metrics        `json:"metrics,omitempty"`
+	Traffic  *Traffic        `json:"traffic,omitempty"` // absent where the worker was granted nothing
 	Tasks    []Task          `json:"tasks"`
 	Identity json.RawMessage `json:"identity,omitempty"` // identity.json
 	Manifest json.RawMessage `json:"manifest,omitempty"` // worker_manifest.json
@@ -115,6 +116,24 @@ func metricsFromProto(m *hostv1.Metrics) *Metrics {
 	return &Metrics{
 		StartedAt: timeOf(m.GetStartedAt()), TasksInFlight: int(m.GetTasksInFlight()),
 		TasksDone: m.GetTasksDone(), TasksFailed: m.GetTasksFailed(), RSSBytes: m.GetRssBytes(),
+	}
+}
+
+// Traffic is what went through a worker's door since the host began.
+type Traffic struct {
+	Open        int    `json:"open"` // connections of the moment
+	Connections uint64 `json:"connections"`
+	Refused     uint64 `json:"refused"`
+	Sent        uint64 `json:"sent_bytes"` // by the worker
+	Received    uint64 `json:"received_bytes"`
+}
+
+func trafficFromProto(t *hostv1.Traffic) *Traffic {
+	if t == nil {
+		return nil
+	}
+	return &Traffic{
+		Open: int(t.GetOpen()), Connections: t.GetConnections(), Refused: t.GetRefused(), Sent: t.GetSent(), Received: t.GetReceived(),
 	}
 }
 
@@ -145,6 +164,7 @@ func (c *Client) Worker(ctx context.Context, ref string) (WorkerDetail, error) {
 	}
 	return WorkerDetail{
 		Worker: WorkerFromProto(resp.GetWorker()), Metrics: metricsFromProto(resp.GetMetrics()),
+		Traffic:  trafficFromProto(resp.GetTraffic()),
 		Tasks:    convert(resp.GetTasks(), taskFromProto),
 		Identity: document(resp.GetIdentity()), Manifest: document(resp.GetManifest()),
 	}, nil

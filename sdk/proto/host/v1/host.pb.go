@@ -1348,7 +1348,10 @@ type GetWorkerResponse struct {
 	// metrics are what the last heartbeat carried; absent before the first.
 	Metrics *Metrics `protobuf:"bytes,4,opt,name=metrics,proto3" json:"metrics,omitempty"`
 	// tasks are the kinds of task that the worker answers.
-	Tasks         []*v1.TaskKind `protobuf:"bytes,5,rep,name=tasks,proto3" json:"tasks,omitempty"`
+	Tasks []*v1.TaskKind `protobuf:"bytes,5,rep,name=tasks,proto3" json:"tasks,omitempty"`
+	// traffic is what went through the worker's door; absent where it was granted
+	// nothing.
+	Traffic       *Traffic `protobuf:"bytes,6,opt,name=traffic,proto3" json:"traffic,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1418,6 +1421,93 @@ func (x *GetWorkerResponse) GetTasks() []*v1.TaskKind {
 	return nil
 }
 
+func (x *GetWorkerResponse) GetTraffic() *Traffic {
+	if x != nil {
+		return x.Traffic
+	}
+	return nil
+}
+
+// Traffic is what went through a worker's door since the host began.
+type Traffic struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// open counts the connections of the moment.
+	Open uint32 `protobuf:"varint,1,opt,name=open,proto3" json:"open,omitempty"`
+	// connections and refused count those that were opened, and those that were not.
+	Connections uint64 `protobuf:"varint,2,opt,name=connections,proto3" json:"connections,omitempty"`
+	Refused     uint64 `protobuf:"varint,3,opt,name=refused,proto3" json:"refused,omitempty"`
+	// sent and received are bytes, by the worker.
+	Sent          uint64 `protobuf:"varint,4,opt,name=sent,proto3" json:"sent,omitempty"`
+	Received      uint64 `protobuf:"varint,5,opt,name=received,proto3" json:"received,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Traffic) Reset() {
+	*x = Traffic{}
+	mi := &file_host_v1_host_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Traffic) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Traffic) ProtoMessage() {}
+
+func (x *Traffic) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
+func (*Traffic) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Traffic) GetOpen() uint32 {
+	if x != nil {
+		return x.Open
+	}
+	return 0
+}
+
+func (x *Traffic) GetConnections() uint64 {
+	if x != nil {
+		return x.Connections
+	}
+	return 0
+}
+
+func (x *Traffic) GetRefused() uint64 {
+	if x != nil {
+		return x.Refused
+	}
+	return 0
+}
+
+func (x *Traffic) GetSent() uint64 {
+	if x != nil {
+		return x.Sent
+	}
+	return 0
+}
+
+func (x *Traffic) GetReceived() uint64 {
+	if x != nil {
+		return x.Received
+	}
+	return 0
+}
+
 // Metrics are a worker's own figures.
 type Metrics struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1434,7 +1524,7 @@ type Metrics struct {
 
 func (x *Metrics) Reset() {
 	*x = Metrics{}
-	mi := &file_host_v1_host_proto_msgTypes[18]
+	mi := &file_host_v1_host_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1446,7 +1536,7 @@ func (x *Metrics) String() string {
 func (*Metrics) ProtoMessage() {}
 
 func (x *Metrics) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[18]
+	mi := &file_host_v1_host_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1459,7 +1549,7 @@ func (x *Metrics) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Metrics.ProtoReflect.Descriptor instead.
 func (*Metrics) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{18}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Metrics) GetStartedAt() string {
@@ -1507,7 +1597,7 @@ type RetireRequest struct {
 
 func (x *RetireRequest) Reset() {
 	*x = RetireRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[19]
+	mi := &file_host_v1_host_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1519,7 +1609,7 @@ func (x *RetireRequest) String() string {
 func (*RetireRequest) ProtoMessage() {}
 
 func (x *RetireRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[19]
+	mi := &file_host_v1_host_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1532,7 +1622,7 @@ func (x *RetireRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireRequest.ProtoReflect.Descriptor instead.
 func (*RetireRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{19}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RetireRequest) GetWorker() string {
@@ -1558,7 +1648,7 @@ type RetireResponse struct {
 
 func (x *RetireResponse) Reset() {
 	*x = RetireResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[20]
+	mi := &file_host_v1_host_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1570,7 +1660,7 @@ func (x *RetireResponse) String() string {
 func (*RetireResponse) ProtoMessage() {}
 
 func (x *RetireResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[20]
+	mi := &file_host_v1_host_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1583,7 +1673,7 @@ func (x *RetireResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireResponse.ProtoReflect.Descriptor instead.
 func (*RetireResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{20}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RetireResponse) GetWorker() *Worker {
@@ -1604,7 +1694,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[21]
+	mi := &file_host_v1_host_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1616,7 +1706,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[21]
+	mi := &file_host_v1_host_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1629,7 +1719,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{21}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *StopRequest) GetWorker() string {
@@ -1655,7 +1745,7 @@ type StopResponse struct {
 
 func (x *StopResponse) Reset() {
 	*x = StopResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[22]
+	mi := &file_host_v1_host_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1667,7 +1757,7 @@ func (x *StopResponse) String() string {
 func (*StopResponse) ProtoMessage() {}
 
 func (x *StopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[22]
+	mi := &file_host_v1_host_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1680,7 +1770,7 @@ func (x *StopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopResponse.ProtoReflect.Descriptor instead.
 func (*StopResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{22}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *StopResponse) GetWorker() *Worker {
@@ -1702,7 +1792,7 @@ type StartRequest struct {
 
 func (x *StartRequest) Reset() {
 	*x = StartRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[23]
+	mi := &file_host_v1_host_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1714,7 +1804,7 @@ func (x *StartRequest) String() string {
 func (*StartRequest) ProtoMessage() {}
 
 func (x *StartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[23]
+	mi := &file_host_v1_host_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1727,7 +1817,7 @@ func (x *StartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRequest.ProtoReflect.Descriptor instead.
 func (*StartRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{23}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *StartRequest) GetWorker() string {
@@ -1753,7 +1843,7 @@ type StartResponse struct {
 
 func (x *StartResponse) Reset() {
 	*x = StartResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[24]
+	mi := &file_host_v1_host_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1765,7 +1855,7 @@ func (x *StartResponse) String() string {
 func (*StartResponse) ProtoMessage() {}
 
 func (x *StartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[24]
+	mi := &file_host_v1_host_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1778,7 +1868,7 @@ func (x *StartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartResponse.ProtoReflect.Descriptor instead.
 func (*StartResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{24}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *StartResponse) GetWorker() *Worker {
@@ -1799,7 +1889,7 @@ type RestartRequest struct {
 
 func (x *RestartRequest) Reset() {
 	*x = RestartRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[25]
+	mi := &file_host_v1_host_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1811,7 +1901,7 @@ func (x *RestartRequest) String() string {
 func (*RestartRequest) ProtoMessage() {}
 
 func (x *RestartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[25]
+	mi := &file_host_v1_host_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1824,7 +1914,7 @@ func (x *RestartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartRequest.ProtoReflect.Descriptor instead.
 func (*RestartRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{25}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RestartRequest) GetWorker() string {
@@ -1857,7 +1947,7 @@ type RestartResponse struct {
 
 func (x *RestartResponse) Reset() {
 	*x = RestartResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[26]
+	mi := &file_host_v1_host_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1869,7 +1959,7 @@ func (x *RestartResponse) String() string {
 func (*RestartResponse) ProtoMessage() {}
 
 func (x *RestartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[26]
+	mi := &file_host_v1_host_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1882,7 +1972,7 @@ func (x *RestartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartResponse.ProtoReflect.Descriptor instead.
 func (*RestartResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{26}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RestartResponse) GetWorker() *Worker {
@@ -1907,7 +1997,7 @@ type UpgradeRequest struct {
 
 func (x *UpgradeRequest) Reset() {
 	*x = UpgradeRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[27]
+	mi := &file_host_v1_host_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1919,7 +2009,7 @@ func (x *UpgradeRequest) String() string {
 func (*UpgradeRequest) ProtoMessage() {}
 
 func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[27]
+	mi := &file_host_v1_host_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1932,7 +2022,7 @@ func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeRequest.ProtoReflect.Descriptor instead.
 func (*UpgradeRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{27}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *UpgradeRequest) GetWorker() string {
@@ -1981,7 +2071,7 @@ type UpgradeResponse struct {
 
 func (x *UpgradeResponse) Reset() {
 	*x = UpgradeResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[28]
+	mi := &file_host_v1_host_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1993,7 +2083,7 @@ func (x *UpgradeResponse) String() string {
 func (*UpgradeResponse) ProtoMessage() {}
 
 func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[28]
+	mi := &file_host_v1_host_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2006,7 +2096,7 @@ func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeResponse.ProtoReflect.Descriptor instead.
 func (*UpgradeResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{28}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *UpgradeResponse) GetWorker() *Worker {
@@ -2034,7 +2124,7 @@ type SendRequest struct {
 
 func (x *SendRequest) Reset() {
 	*x = SendRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[29]
+	mi := &file_host_v1_host_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2046,7 +2136,7 @@ func (x *SendRequest) String() string {
 func (*SendRequest) ProtoMessage() {}
 
 func (x *SendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[29]
+	mi := &file_host_v1_host_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2059,7 +2149,7 @@ func (x *SendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendRequest.ProtoReflect.Descriptor instead.
 func (*SendRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{29}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SendRequest) GetEnvelope() *v1.Envelope {
@@ -2093,7 +2183,7 @@ type SendResponse struct {
 
 func (x *SendResponse) Reset() {
 	*x = SendResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[30]
+	mi := &file_host_v1_host_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2105,7 +2195,7 @@ func (x *SendResponse) String() string {
 func (*SendResponse) ProtoMessage() {}
 
 func (x *SendResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[30]
+	mi := &file_host_v1_host_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2118,7 +2208,7 @@ func (x *SendResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendResponse.ProtoReflect.Descriptor instead.
 func (*SendResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{30}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SendResponse) GetResult() *v1.Envelope {
@@ -2177,7 +2267,7 @@ type StreamLogsRequest struct {
 
 func (x *StreamLogsRequest) Reset() {
 	*x = StreamLogsRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[31]
+	mi := &file_host_v1_host_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2189,7 +2279,7 @@ func (x *StreamLogsRequest) String() string {
 func (*StreamLogsRequest) ProtoMessage() {}
 
 func (x *StreamLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[31]
+	mi := &file_host_v1_host_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2202,7 +2292,7 @@ func (x *StreamLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamLogsRequest.ProtoReflect.Descriptor instead.
 func (*StreamLogsRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{31}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *StreamLogsRequest) GetWorker() string {
@@ -2242,7 +2332,7 @@ type StreamLogsResponse struct {
 
 func (x *StreamLogsResponse) Reset() {
 	*x = StreamLogsResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[32]
+	mi := &file_host_v1_host_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2254,7 +2344,7 @@ func (x *StreamLogsResponse) String() string {
 func (*StreamLogsResponse) ProtoMessage() {}
 
 func (x *StreamLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[32]
+	mi := &file_host_v1_host_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2267,7 +2357,7 @@ func (x *StreamLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamLogsResponse.ProtoReflect.Descriptor instead.
 func (*StreamLogsResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{32}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *StreamLogsResponse) GetLines() []string {
@@ -2288,7 +2378,7 @@ type AddClientRequest struct {
 
 func (x *AddClientRequest) Reset() {
 	*x = AddClientRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[33]
+	mi := &file_host_v1_host_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2300,7 +2390,7 @@ func (x *AddClientRequest) String() string {
 func (*AddClientRequest) ProtoMessage() {}
 
 func (x *AddClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[33]
+	mi := &file_host_v1_host_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2313,7 +2403,7 @@ func (x *AddClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddClientRequest.ProtoReflect.Descriptor instead.
 func (*AddClientRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{33}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *AddClientRequest) GetName() string {
@@ -2339,7 +2429,7 @@ type AddClientResponse struct {
 
 func (x *AddClientResponse) Reset() {
 	*x = AddClientResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[34]
+	mi := &file_host_v1_host_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2351,7 +2441,7 @@ func (x *AddClientResponse) String() string {
 func (*AddClientResponse) ProtoMessage() {}
 
 func (x *AddClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[34]
+	mi := &file_host_v1_host_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2364,7 +2454,7 @@ func (x *AddClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddClientResponse.ProtoReflect.Descriptor instead.
 func (*AddClientResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{34}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *AddClientResponse) GetClient() *Client {
@@ -2382,7 +2472,7 @@ type ListClientsRequest struct {
 
 func (x *ListClientsRequest) Reset() {
 	*x = ListClientsRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[35]
+	mi := &file_host_v1_host_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2394,7 +2484,7 @@ func (x *ListClientsRequest) String() string {
 func (*ListClientsRequest) ProtoMessage() {}
 
 func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[35]
+	mi := &file_host_v1_host_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2407,7 +2497,7 @@ func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsRequest.ProtoReflect.Descriptor instead.
 func (*ListClientsRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{35}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{36}
 }
 
 type ListClientsResponse struct {
@@ -2419,7 +2509,7 @@ type ListClientsResponse struct {
 
 func (x *ListClientsResponse) Reset() {
 	*x = ListClientsResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[36]
+	mi := &file_host_v1_host_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2431,7 +2521,7 @@ func (x *ListClientsResponse) String() string {
 func (*ListClientsResponse) ProtoMessage() {}
 
 func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[36]
+	mi := &file_host_v1_host_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2444,7 +2534,7 @@ func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsResponse.ProtoReflect.Descriptor instead.
 func (*ListClientsResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{36}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListClientsResponse) GetClients() []*Client {
@@ -2463,7 +2553,7 @@ type RevokeClientRequest struct {
 
 func (x *RevokeClientRequest) Reset() {
 	*x = RevokeClientRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[37]
+	mi := &file_host_v1_host_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2475,7 +2565,7 @@ func (x *RevokeClientRequest) String() string {
 func (*RevokeClientRequest) ProtoMessage() {}
 
 func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[37]
+	mi := &file_host_v1_host_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2488,7 +2578,7 @@ func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientRequest.ProtoReflect.Descriptor instead.
 func (*RevokeClientRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{37}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *RevokeClientRequest) GetName() string {
@@ -2507,7 +2597,7 @@ type RevokeClientResponse struct {
 
 func (x *RevokeClientResponse) Reset() {
 	*x = RevokeClientResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[38]
+	mi := &file_host_v1_host_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2519,7 +2609,7 @@ func (x *RevokeClientResponse) String() string {
 func (*RevokeClientResponse) ProtoMessage() {}
 
 func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[38]
+	mi := &file_host_v1_host_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2532,7 +2622,7 @@ func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientResponse.ProtoReflect.Descriptor instead.
 func (*RevokeClientResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{38}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *RevokeClientResponse) GetClient() *Client {
@@ -2556,7 +2646,7 @@ type Client struct {
 
 func (x *Client) Reset() {
 	*x = Client{}
-	mi := &file_host_v1_host_proto_msgTypes[39]
+	mi := &file_host_v1_host_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2568,7 +2658,7 @@ func (x *Client) String() string {
 func (*Client) ProtoMessage() {}
 
 func (x *Client) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[39]
+	mi := &file_host_v1_host_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2581,7 +2671,7 @@ func (x *Client) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Client.ProtoReflect.Descriptor instead.
 func (*Client) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{39}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Client) GetName() string {
@@ -2622,7 +2712,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[40]
+	mi := &file_host_v1_host_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2634,7 +2724,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[40]
+	mi := &file_host_v1_host_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2647,7 +2737,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{40}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *BackupRequest) GetPassphrase() string {
@@ -2666,7 +2756,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[41]
+	mi := &file_host_v1_host_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2678,7 +2768,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[41]
+	mi := &file_host_v1_host_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2691,7 +2781,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{41}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *BackupResponse) GetData() []byte {
@@ -2710,7 +2800,7 @@ type CollectGarbageRequest struct {
 
 func (x *CollectGarbageRequest) Reset() {
 	*x = CollectGarbageRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[42]
+	mi := &file_host_v1_host_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2722,7 +2812,7 @@ func (x *CollectGarbageRequest) String() string {
 func (*CollectGarbageRequest) ProtoMessage() {}
 
 func (x *CollectGarbageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[42]
+	mi := &file_host_v1_host_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2735,7 +2825,7 @@ func (x *CollectGarbageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CollectGarbageRequest.ProtoReflect.Descriptor instead.
 func (*CollectGarbageRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{42}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *CollectGarbageRequest) GetDryRun() bool {
@@ -2754,7 +2844,7 @@ type CollectGarbageResponse struct {
 
 func (x *CollectGarbageResponse) Reset() {
 	*x = CollectGarbageResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[43]
+	mi := &file_host_v1_host_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2766,7 +2856,7 @@ func (x *CollectGarbageResponse) String() string {
 func (*CollectGarbageResponse) ProtoMessage() {}
 
 func (x *CollectGarbageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[43]
+	mi := &file_host_v1_host_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2779,7 +2869,7 @@ func (x *CollectGarbageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CollectGarbageResponse.ProtoReflect.Descriptor instead.
 func (*CollectGarbageResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{43}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *CollectGarbageResponse) GetGarbage() []*Garbage {
@@ -2803,7 +2893,7 @@ type Garbage struct {
 
 func (x *Garbage) Reset() {
 	*x = Garbage{}
-	mi := &file_host_v1_host_proto_msgTypes[44]
+	mi := &file_host_v1_host_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2815,7 +2905,7 @@ func (x *Garbage) String() string {
 func (*Garbage) ProtoMessage() {}
 
 func (x *Garbage) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[44]
+	mi := &file_host_v1_host_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2828,7 +2918,7 @@ func (x *Garbage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Garbage.ProtoReflect.Descriptor instead.
 func (*Garbage) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{44}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Garbage) GetKind() string {
@@ -2869,7 +2959,7 @@ type DownRequest struct {
 
 func (x *DownRequest) Reset() {
 	*x = DownRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[45]
+	mi := &file_host_v1_host_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2881,7 +2971,7 @@ func (x *DownRequest) String() string {
 func (*DownRequest) ProtoMessage() {}
 
 func (x *DownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[45]
+	mi := &file_host_v1_host_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2894,7 +2984,7 @@ func (x *DownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownRequest.ProtoReflect.Descriptor instead.
 func (*DownRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{45}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *DownRequest) GetTimeoutMs() uint32 {
@@ -2913,7 +3003,7 @@ type DownResponse struct {
 
 func (x *DownResponse) Reset() {
 	*x = DownResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[46]
+	mi := &file_host_v1_host_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2925,7 +3015,7 @@ func (x *DownResponse) String() string {
 func (*DownResponse) ProtoMessage() {}
 
 func (x *DownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[46]
+	mi := &file_host_v1_host_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2938,7 +3028,7 @@ func (x *DownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownResponse.ProtoReflect.Descriptor instead.
 func (*DownResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{46}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *DownResponse) GetWorkersStopped() int32 {
@@ -3074,13 +3164,20 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"\x13ListWorkersResponse\x12.\n" +
 	"\aworkers\x18\x01 \x03(\v2\x14.dals.host.v1.WorkerR\aworkers\"*\n" +
 	"\x10GetWorkerRequest\x12\x16\n" +
-	"\x06worker\x18\x01 \x01(\tR\x06worker\"\xda\x01\n" +
+	"\x06worker\x18\x01 \x01(\tR\x06worker\"\x8b\x02\n" +
 	"\x11GetWorkerResponse\x12,\n" +
 	"\x06worker\x18\x01 \x01(\v2\x14.dals.host.v1.WorkerR\x06worker\x12\x1a\n" +
 	"\bidentity\x18\x02 \x01(\fR\bidentity\x12\x1a\n" +
 	"\bmanifest\x18\x03 \x01(\fR\bmanifest\x12/\n" +
 	"\ametrics\x18\x04 \x01(\v2\x15.dals.host.v1.MetricsR\ametrics\x12.\n" +
-	"\x05tasks\x18\x05 \x03(\v2\x18.dals.worker.v1.TaskKindR\x05tasks\"\xaf\x01\n" +
+	"\x05tasks\x18\x05 \x03(\v2\x18.dals.worker.v1.TaskKindR\x05tasks\x12/\n" +
+	"\atraffic\x18\x06 \x01(\v2\x15.dals.host.v1.TrafficR\atraffic\"\x89\x01\n" +
+	"\aTraffic\x12\x12\n" +
+	"\x04open\x18\x01 \x01(\rR\x04open\x12 \n" +
+	"\vconnections\x18\x02 \x01(\x04R\vconnections\x12\x18\n" +
+	"\arefused\x18\x03 \x01(\x04R\arefused\x12\x12\n" +
+	"\x04sent\x18\x04 \x01(\x04R\x04sent\x12\x1a\n" +
+	"\breceived\x18\x05 \x01(\x04R\breceived\"\xaf\x01\n" +
 	"\aMetrics\x12\x1d\n" +
 	"\n" +
 	"started_at\x18\x01 \x01(\tR\tstartedAt\x12&\n" +
@@ -3216,7 +3313,7 @@ func file_host_v1_host_proto_rawDescGZIP() []byte {
 	return file_host_v1_host_proto_rawDescData
 }
 
-var file_host_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
+var file_host_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
 var file_host_v1_host_proto_goTypes = []any{
 	(*GetStatusRequest)(nil),       // 0: dals.host.v1.GetStatusRequest
 	(*GetStatusResponse)(nil),      // 1: dals.host.v1.GetStatusResponse
@@ -3236,41 +3333,42 @@ var file_host_v1_host_proto_goTypes = []any{
 	(*ListWorkersResponse)(nil),    // 15: dals.host.v1.ListWorkersResponse
 	(*GetWorkerRequest)(nil),       // 16: dals.host.v1.GetWorkerRequest
 	(*GetWorkerResponse)(nil),      // 17: dals.host.v1.GetWorkerResponse
-	(*Metrics)(nil),                // 18: dals.host.v1.Metrics
-	(*RetireRequest)(nil),          // 19: dals.host.v1.RetireRequest
-	(*RetireResponse)(nil),         // 20: dals.host.v1.RetireResponse
-	(*StopRequest)(nil),            // 21: dals.host.v1.StopRequest
-	(*StopResponse)(nil),           // 22: dals.host.v1.StopResponse
-	(*StartRequest)(nil),           // 23: dals.host.v1.StartRequest
-	(*StartResponse)(nil),          // 24: dals.host.v1.StartResponse
-	(*RestartRequest)(nil),         // 25: dals.host.v1.RestartRequest
-	(*RestartResponse)(nil),        // 26: dals.host.v1.RestartResponse
-	(*UpgradeRequest)(nil),         // 27: dals.host.v1.UpgradeRequest
-	(*UpgradeResponse)(nil),        // 28: dals.host.v1.UpgradeResponse
-	(*SendRequest)(nil),            // 29: dals.host.v1.SendRequest
-	(*SendResponse)(nil),           // 30: dals.host.v1.SendResponse
-	(*StreamLogsRequest)(nil),      // 31: dals.host.v1.StreamLogsRequest
-	(*StreamLogsResponse)(nil),     // 32: dals.host.v1.StreamLogsResponse
-	(*AddClientRequest)(nil),       // 33: dals.host.v1.AddClientRequest
-	(*AddClientResponse)(nil),      // 34: dals.host.v1.AddClientResponse
-	(*ListClientsRequest)(nil),     // 35: dals.host.v1.ListClientsRequest
-	(*ListClientsResponse)(nil),    // 36: dals.host.v1.ListClientsResponse
-	(*RevokeClientRequest)(nil),    // 37: dals.host.v1.RevokeClientRequest
-	(*RevokeClientResponse)(nil),   // 38: dals.host.v1.RevokeClientResponse
-	(*Client)(nil),                 // 39: dals.host.v1.Client
-	(*BackupRequest)(nil),          // 40: dals.host.v1.BackupRequest
-	(*BackupResponse)(nil),         // 41: dals.host.v1.BackupResponse
-	(*CollectGarbageRequest)(nil),  // 42: dals.host.v1.CollectGarbageRequest
-	(*CollectGarbageResponse)(nil), // 43: dals.host.v1.CollectGarbageResponse
-	(*Garbage)(nil),                // 44: dals.host.v1.Garbage
-	(*DownRequest)(nil),            // 45: dals.host.v1.DownRequest
-	(*DownResponse)(nil),           // 46: dals.host.v1.DownResponse
-	(*v1.TaskKind)(nil),            // 47: dals.worker.v1.TaskKind
-	(*v1.Envelope)(nil),            // 48: dals.worker.v1.Envelope
+	(*Traffic)(nil),                // 18: dals.host.v1.Traffic
+	(*Metrics)(nil),                // 19: dals.host.v1.Metrics
+	(*RetireRequest)(nil),          // 20: dals.host.v1.RetireRequest
+	(*RetireResponse)(nil),         // 21: dals.host.v1.RetireResponse
+	(*StopRequest)(nil),            // 22: dals.host.v1.StopRequest
+	(*StopResponse)(nil),           // 23: dals.host.v1.StopResponse
+	(*StartRequest)(nil),           // 24: dals.host.v1.StartRequest
+	(*StartResponse)(nil),          // 25: dals.host.v1.StartResponse
+	(*RestartRequest)(nil),         // 26: dals.host.v1.RestartRequest
+	(*RestartResponse)(nil),        // 27: dals.host.v1.RestartResponse
+	(*UpgradeRequest)(nil),         // 28: dals.host.v1.UpgradeRequest
+	(*UpgradeResponse)(nil),        // 29: dals.host.v1.UpgradeResponse
+	(*SendRequest)(nil),            // 30: dals.host.v1.SendRequest
+	(*SendResponse)(nil),           // 31: dals.host.v1.SendResponse
+	(*StreamLogsRequest)(nil),      // 32: dals.host.v1.StreamLogsRequest
+	(*StreamLogsResponse)(nil),     // 33: dals.host.v1.StreamLogsResponse
+	(*AddClientRequest)(nil),       // 34: dals.host.v1.AddClientRequest
+	(*AddClientResponse)(nil),      // 35: dals.host.v1.AddClientResponse
+	(*ListClientsRequest)(nil),     // 36: dals.host.v1.ListClientsRequest
+	(*ListClientsResponse)(nil),    // 37: dals.host.v1.ListClientsResponse
+	(*RevokeClientRequest)(nil),    // 38: dals.host.v1.RevokeClientRequest
+	(*RevokeClientResponse)(nil),   // 39: dals.host.v1.RevokeClientResponse
+	(*Client)(nil),                 // 40: dals.host.v1.Client
+	(*BackupRequest)(nil),          // 41: dals.host.v1.BackupRequest
+	(*BackupResponse)(nil),         // 42: dals.host.v1.BackupResponse
+	(*CollectGarbageRequest)(nil),  // 43: dals.host.v1.CollectGarbageRequest
+	(*CollectGarbageResponse)(nil), // 44: dals.host.v1.CollectGarbageResponse
+	(*Garbage)(nil),                // 45: dals.host.v1.Garbage
+	(*DownRequest)(nil),            // 46: dals.host.v1.DownRequest
+	(*DownResponse)(nil),           // 47: dals.host.v1.DownResponse
+	(*v1.TaskKind)(nil),            // 48: dals.worker.v1.TaskKind
+	(*v1.Envelope)(nil),            // 49: dals.worker.v1.Envelope
 }
 var file_host_v1_host_proto_depIdxs = []int32{
 	4,  // 0: dals.host.v1.ListTypesResponse.types:type_name -> dals.host.v1.WorkerType
-	47, // 1: dals.host.v1.WorkerType.tasks:type_name -> dals.worker.v1.TaskKind
+	48, // 1: dals.host.v1.WorkerType.tasks:type_name -> dals.worker.v1.TaskKind
 	7,  // 2: dals.host.v1.ListPluginsResponse.plugins:type_name -> dals.host.v1.Plugin
 	12, // 3: dals.host.v1.ForgeResponse.worker:type_name -> dals.host.v1.Worker
 	11, // 4: dals.host.v1.ForgeResponse.plan:type_name -> dals.host.v1.PlanStep
@@ -3278,62 +3376,63 @@ var file_host_v1_host_proto_depIdxs = []int32{
 	13, // 6: dals.host.v1.Worker.heartbeat:type_name -> dals.host.v1.Heartbeat
 	12, // 7: dals.host.v1.ListWorkersResponse.workers:type_name -> dals.host.v1.Worker
 	12, // 8: dals.host.v1.GetWorkerResponse.worker:type_name -> dals.host.v1.Worker
-	18, // 9: dals.host.v1.GetWorkerResponse.metrics:type_name -> dals.host.v1.Metrics
-	47, // 10: dals.host.v1.GetWorkerResponse.tasks:type_name -> dals.worker.v1.TaskKind
-	12, // 11: dals.host.v1.RetireResponse.worker:type_name -> dals.host.v1.Worker
-	12, // 12: dals.host.v1.StopResponse.worker:type_name -> dals.host.v1.Worker
-	12, // 13: dals.host.v1.StartResponse.worker:type_name -> dals.host.v1.Worker
-	12, // 14: dals.host.v1.RestartResponse.worker:type_name -> dals.host.v1.Worker
-	12, // 15: dals.host.v1.UpgradeResponse.worker:type_name -> dals.host.v1.Worker
-	48, // 16: dals.host.v1.SendRequest.envelope:type_name -> dals.worker.v1.Envelope
-	48, // 17: dals.host.v1.SendResponse.result:type_name -> dals.worker.v1.Envelope
-	39, // 18: dals.host.v1.AddClientResponse.client:type_name -> dals.host.v1.Client
-	39, // 19: dals.host.v1.ListClientsResponse.clients:type_name -> dals.host.v1.Client
-	39, // 20: dals.host.v1.RevokeClientResponse.client:type_name -> dals.host.v1.Client
-	44, // 21: dals.host.v1.CollectGarbageResponse.garbage:type_name -> dals.host.v1.Garbage
-	0,  // 22: dals.host.v1.HostService.GetStatus:input_type -> dals.host.v1.GetStatusRequest
-	2,  // 23: dals.host.v1.HostService.ListTypes:input_type -> dals.host.v1.ListTypesRequest
-	5,  // 24: dals.host.v1.HostService.ListPlugins:input_type -> dals.host.v1.ListPluginsRequest
-	8,  // 25: dals.host.v1.HostService.Forge:input_type -> dals.host.v1.ForgeRequest
-	14, // 26: dals.host.v1.HostService.ListWorkers:input_type -> dals.host.v1.ListWorkersRequest
-	16, // 27: dals.host.v1.HostService.GetWorker:input_type -> dals.host.v1.GetWorkerRequest
-	19, // 28: dals.host.v1.HostService.Retire:input_type -> dals.host.v1.RetireRequest
-	21, // 29: dals.host.v1.HostService.Stop:input_type -> dals.host.v1.StopRequest
-	23, // 30: dals.host.v1.HostService.Start:input_type -> dals.host.v1.StartRequest
-	25, // 31: dals.host.v1.HostService.Restart:input_type -> dals.host.v1.RestartRequest
-	27, // 32: dals.host.v1.HostService.Upgrade:input_type -> dals.host.v1.UpgradeRequest
-	29, // 33: dals.host.v1.HostService.Send:input_type -> dals.host.v1.SendRequest
-	31, // 34: dals.host.v1.HostService.StreamLogs:input_type -> dals.host.v1.StreamLogsRequest
-	33, // 35: dals.host.v1.HostService.AddClient:input_type -> dals.host.v1.AddClientRequest
-	35, // 36: dals.host.v1.HostService.ListClients:input_type -> dals.host.v1.ListClientsRequest
-	37, // 37: dals.host.v1.HostService.RevokeClient:input_type -> dals.host.v1.RevokeClientRequest
-	40, // 38: dals.host.v1.HostService.Backup:input_type -> dals.host.v1.BackupRequest
-	42, // 39: dals.host.v1.HostService.CollectGarbage:input_type -> dals.host.v1.CollectGarbageRequest
-	45, // 40: dals.host.v1.HostService.Down:input_type -> dals.host.v1.DownRequest
-	1,  // 41: dals.host.v1.HostService.GetStatus:output_type -> dals.host.v1.GetStatusResponse
-	3,  // 42: dals.host.v1.HostService.ListTypes:output_type -> dals.host.v1.ListTypesResponse
-	6,  // 43: dals.host.v1.HostService.ListPlugins:output_type -> dals.host.v1.ListPluginsResponse
-	9,  // 44: dals.host.v1.HostService.Forge:output_type -> dals.host.v1.ForgeResponse
-	15, // 45: dals.host.v1.HostService.ListWorkers:output_type -> dals.host.v1.ListWorkersResponse
-	17, // 46: dals.host.v1.HostService.GetWorker:output_type -> dals.host.v1.GetWorkerResponse
-	20, // 47: dals.host.v1.HostService.Retire:output_type -> dals.host.v1.RetireResponse
-	22, // 48: dals.host.v1.HostService.Stop:output_type -> dals.host.v1.StopResponse
-	24, // 49: dals.host.v1.HostService.Start:output_type -> dals.host.v1.StartResponse
-	26, // 50: dals.host.v1.HostService.Restart:output_type -> dals.host.v1.RestartResponse
-	28, // 51: dals.host.v1.HostService.Upgrade:output_type -> dals.host.v1.UpgradeResponse
-	30, // 52: dals.host.v1.HostService.Send:output_type -> dals.host.v1.SendResponse
-	32, // 53: dals.host.v1.HostService.StreamLogs:output_type -> dals.host.v1.StreamLogsResponse
-	34, // 54: dals.host.v1.HostService.AddClient:output_type -> dals.host.v1.AddClientResponse
-	36, // 55: dals.host.v1.HostService.ListClients:output_type -> dals.host.v1.ListClientsResponse
-	38, // 56: dals.host.v1.HostService.RevokeClient:output_type -> dals.host.v1.RevokeClientResponse
-	41, // 57: dals.host.v1.HostService.Backup:output_type -> dals.host.v1.BackupResponse
-	43, // 58: dals.host.v1.HostService.CollectGarbage:output_type -> dals.host.v1.CollectGarbageResponse
-	46, // 59: dals.host.v1.HostService.Down:output_type -> dals.host.v1.DownResponse
-	41, // [41:60] is the sub-list for method output_type
-	22, // [22:41] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	19, // 9: dals.host.v1.GetWorkerResponse.metrics:type_name -> dals.host.v1.Metrics
+	48, // 10: dals.host.v1.GetWorkerResponse.tasks:type_name -> dals.worker.v1.TaskKind
+	18, // 11: dals.host.v1.GetWorkerResponse.traffic:type_name -> dals.host.v1.Traffic
+	12, // 12: dals.host.v1.RetireResponse.worker:type_name -> dals.host.v1.Worker
+	12, // 13: dals.host.v1.StopResponse.worker:type_name -> dals.host.v1.Worker
+	12, // 14: dals.host.v1.StartResponse.worker:type_name -> dals.host.v1.Worker
+	12, // 15: dals.host.v1.RestartResponse.worker:type_name -> dals.host.v1.Worker
+	12, // 16: dals.host.v1.UpgradeResponse.worker:type_name -> dals.host.v1.Worker
+	49, // 17: dals.host.v1.SendRequest.envelope:type_name -> dals.worker.v1.Envelope
+	49, // 18: dals.host.v1.SendResponse.result:type_name -> dals.worker.v1.Envelope
+	40, // 19: dals.host.v1.AddClientResponse.client:type_name -> dals.host.v1.Client
+	40, // 20: dals.host.v1.ListClientsResponse.clients:type_name -> dals.host.v1.Client
+	40, // 21: dals.host.v1.RevokeClientResponse.client:type_name -> dals.host.v1.Client
+	45, // 22: dals.host.v1.CollectGarbageResponse.garbage:type_name -> dals.host.v1.Garbage
+	0,  // 23: dals.host.v1.HostService.GetStatus:input_type -> dals.host.v1.GetStatusRequest
+	2,  // 24: dals.host.v1.HostService.ListTypes:input_type -> dals.host.v1.ListTypesRequest
+	5,  // 25: dals.host.v1.HostService.ListPlugins:input_type -> dals.host.v1.ListPluginsRequest
+	8,  // 26: dals.host.v1.HostService.Forge:input_type -> dals.host.v1.ForgeRequest
+	14, // 27: dals.host.v1.HostService.ListWorkers:input_type -> dals.host.v1.ListWorkersRequest
+	16, // 28: dals.host.v1.HostService.GetWorker:input_type -> dals.host.v1.GetWorkerRequest
+	20, // 29: dals.host.v1.HostService.Retire:input_type -> dals.host.v1.RetireRequest
+	22, // 30: dals.host.v1.HostService.Stop:input_type -> dals.host.v1.StopRequest
+	24, // 31: dals.host.v1.HostService.Start:input_type -> dals.host.v1.StartRequest
+	26, // 32: dals.host.v1.HostService.Restart:input_type -> dals.host.v1.RestartRequest
+	28, // 33: dals.host.v1.HostService.Upgrade:input_type -> dals.host.v1.UpgradeRequest
+	30, // 34: dals.host.v1.HostService.Send:input_type -> dals.host.v1.SendRequest
+	32, // 35: dals.host.v1.HostService.StreamLogs:input_type -> dals.host.v1.StreamLogsRequest
+	34, // 36: dals.host.v1.HostService.AddClient:input_type -> dals.host.v1.AddClientRequest
+	36, // 37: dals.host.v1.HostService.ListClients:input_type -> dals.host.v1.ListClientsRequest
+	38, // 38: dals.host.v1.HostService.RevokeClient:input_type -> dals.host.v1.RevokeClientRequest
+	41, // 39: dals.host.v1.HostService.Backup:input_type -> dals.host.v1.BackupRequest
+	43, // 40: dals.host.v1.HostService.CollectGarbage:input_type -> dals.host.v1.CollectGarbageRequest
+	46, // 41: dals.host.v1.HostService.Down:input_type -> dals.host.v1.DownRequest
+	1,  // 42: dals.host.v1.HostService.GetStatus:output_type -> dals.host.v1.GetStatusResponse
+	3,  // 43: dals.host.v1.HostService.ListTypes:output_type -> dals.host.v1.ListTypesResponse
+	6,  // 44: dals.host.v1.HostService.ListPlugins:output_type -> dals.host.v1.ListPluginsResponse
+	9,  // 45: dals.host.v1.HostService.Forge:output_type -> dals.host.v1.ForgeResponse
+	15, // 46: dals.host.v1.HostService.ListWorkers:output_type -> dals.host.v1.ListWorkersResponse
+	17, // 47: dals.host.v1.HostService.GetWorker:output_type -> dals.host.v1.GetWorkerResponse
+	21, // 48: dals.host.v1.HostService.Retire:output_type -> dals.host.v1.RetireResponse
+	23, // 49: dals.host.v1.HostService.Stop:output_type -> dals.host.v1.StopResponse
+	25, // 50: dals.host.v1.HostService.Start:output_type -> dals.host.v1.StartResponse
+	27, // 51: dals.host.v1.HostService.Restart:output_type -> dals.host.v1.RestartResponse
+	29, // 52: dals.host.v1.HostService.Upgrade:output_type -> dals.host.v1.UpgradeResponse
+	31, // 53: dals.host.v1.HostService.Send:output_type -> dals.host.v1.SendResponse
+	33, // 54: dals.host.v1.HostService.StreamLogs:output_type -> dals.host.v1.StreamLogsResponse
+	35, // 55: dals.host.v1.HostService.AddClient:output_type -> dals.host.v1.AddClientResponse
+	37, // 56: dals.host.v1.HostService.ListClients:output_type -> dals.host.v1.ListClientsResponse
+	39, // 57: dals.host.v1.HostService.RevokeClient:output_type -> dals.host.v1.RevokeClientResponse
+	42, // 58: dals.host.v1.HostService.Backup:output_type -> dals.host.v1.BackupResponse
+	44, // 59: dals.host.v1.HostService.CollectGarbage:output_type -> dals.host.v1.CollectGarbageResponse
+	47, // 60: dals.host.v1.HostService.Down:output_type -> dals.host.v1.DownResponse
+	42, // [42:61] is the sub-list for method output_type
+	23, // [23:42] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_host_v1_host_proto_init() }
@@ -3347,7 +3446,7 @@ func file_host_v1_host_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_host_v1_host_proto_rawDesc), len(file_host_v1_host_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   47,
+			NumMessages:   48,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
