@@ -161,6 +161,14 @@ func (g gateway) Admit(ctx context.Context, peer string, env *workerv1.Envelope)
 	return broker.Admitted{Envelope: a.Envelope, Header: a.Header, Worker: a.Worker}, nil
 }
 
+func (g gateway) AdmitCall(ctx context.Context, peer string, caller worker.Worker, env *workerv1.Envelope) (broker.Admitted, error) {
+	a, err := g.Gate.AdmitCall(ctx, peer, caller, env)
+	if err != nil {
+		return broker.Admitted{}, err
+	}
+	return broker.Admitted{Envelope: a.Envelope, Header: a.Header, Worker: a.Worker}, nil
+}
+
 func (g gateway) Refused(ctx context.Context, peer string, a broker.Admitted, err error) error {
 	return g.Gate.Refused(ctx, peer, &gate.Admission{Envelope: a.Envelope, Header: a.Header, Worker: a.Worker}, err)
 }

@@ -148,7 +148,7 @@ func (h *Host) openGateAndBroker(ctx context.Context) (err error) {
 }
 
 func (h *Host) openDoors(context.Context) error {
-	h.doors = door.New(door.Config{Recorder: indexer{h.registry}, Logger: h.Logger.Named("door")})
+	h.doors = door.New(door.Config{Recorder: indexer{h.registry}, Exchange: exchange{h}, Logger: h.Logger.Named("door")})
 	h.onClose(h.doors.Close)
 	return nil
 }

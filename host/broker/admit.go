@@ -23,6 +23,8 @@ const (
 	recipientRetired  = "recipient_retired"
 	senderUnknown     = "sender_unknown"
 	senderRevoked     = "sender_revoked"
+	callWithoutTask   = "call_without_task"
+	callTooDeep       = "call_too_deep"
 )
 
 // reserve gets an envelope a place among what its worker may owe, then a link
@@ -66,8 +68,14 @@ func (b *Broker) admit(d *delivery, a Admitted, timeout time.Duration) (err erro
 		EnvelopeID: a.Header.GetId(), Sender: a.Header.GetSender(), Serial: a.Worker.Serial,
 		Attempt: 1, Header: a.Envelope.GetHeader(), AdmittedAt: now, Deadline: now.Add(timeout),
 	}
+	if until := d.call.until; !until.IsZero() && until.Before(d.Deadline) {
+		d.Deadline = until
+	}
 	fields := record.FieldsOfEnvelope(a.Envelope, a.Header, a.Worker.Serial)
 	fields.Attempt, fields.Deadline = d.Attempt, d.Deadline
+	if d.call.caller != nil {
+		fields.CallerSerial, fields.Parent = string(d.call.caller.Serial), d.call.parent
+	}
 	entry, err := record.Entry{At: now, Kind: record.Admitted, Envelope: fields}.Encode()
 	if err != nil {
 		return fmt.Errorf("record envelope: %w", err)
@@ -99,14 +107,8 @@ func fresh(h *workerv1.Header, now time.Time) error {
 // mayStill says whether the sender may send and the worker serves, as of the
 // transaction that admits.
 func mayStill(tx *registry.Tx, d *delivery) error {
-	c, err := tx.Client(d.Sender)
-	switch {
-	case errors.Is(err, worker.ErrNotFound):
-		return worker.Refuse(senderUnknown, "the sender's key is not enrolled on this host")
-	case err != nil:
+	if err := senderMay(tx, d); err != nil {
 		return err
-	case !c.RevokedAt.IsZero():
-		return worker.Refuse(senderRevoked, "client %s was revoked", c.Name)
 	}
 	w, err := tx.Worker(d.Serial)
 	switch {
@@ -118,6 +120,26 @@ func mayStill(tx *registry.Tx, d *delivery) error {
 		return worker.Refuse(recipientRetired, "worker %s is %s", d.Serial, w.State)
 	case w.State != worker.StateLive && w.State != worker.StateRestarting:
 		return worker.Refuse(workerUnavailable, "worker %s is %s", d.Serial, w.State)
+	}
+	return nil
+}
+
+func senderMay(tx *registry.Tx, d *delivery) error {
+	if d.call.caller != nil {
+		w, err := tx.Worker(d.call.caller.Serial)
+		if err == nil && (w.State == worker.StateRetiring || w.State == worker.StateRetired) {
+			err = worker.Refuse(senderRevoked, "worker %s is %s", w.Serial, w.State)
+		}
+		return err
+	}
+	c, err := tx.Client(d.Sender)
+	switch {
+	case errors.Is(err, worker.ErrNotFound):
+		return worker.Refuse(senderUnknown, "the sender's key is not enrolled on this host")
+	case err != nil:
+		return err
+	case !c.RevokedAt.IsZero():
+		return worker.Refuse(senderRevoked, "client %s was revoked", c.Name)
 	}
 	return nil
 }

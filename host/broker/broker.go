@@ -39,6 +39,8 @@ import (
 // Gate lets envelopes pass or refuses them.
 type Gate interface {
 	Admit(ctx context.Context, peer string, env *workerv1.Envelope) (Admitted, error)
+	// AdmitCall is Admit for an envelope that came from a worker itself.
+	AdmitCall(ctx context.Context, peer string, caller worker.Worker, env *workerv1.Envelope) (Admitted, error)
 	// Refused records that an admitted envelope could not be routed after all.
 	// It returns err.
 	Refused(ctx context.Context, peer string, a Admitted, err error) error
@@ -162,9 +164,15 @@ func (b *Broker) Send(ctx context.Context, peer string, env *workerv1.Envelope, 
 	if err != nil {
 		return Reply{}, err
 	}
+	return b.send(ctx, peer, a, call{}, timeout)
+}
+
+// send carries what passed the gate.
+func (b *Broker) send(ctx context.Context, peer string, a Admitted, from call, timeout time.Duration) (Reply, error) {
 	a.Envelope = bare(a.Envelope)
 	d, err := b.reserve(ctx, a, timeout)
 	if err == nil {
+		d.call = from
 		err = b.admit(d, a, timeout)
 	}
 	if err != nil {

@@ -28,6 +28,7 @@ func (a attempt) proto() *workerv1.Attempt {
 type delivery struct {
 	registry.Delivery
 
+	call     call
 	link     *link       // that it is routed on; nil when an earlier host routed it
 	release  func()      // gives its place back
 	ending   chan ending // asks its overseer to close it now; holds one

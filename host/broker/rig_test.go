@@ -51,6 +51,10 @@ func (g *gate) Admit(_ context.Context, _ string, env *workerv1.Envelope) (Admit
 	return Admitted{Envelope: env, Header: h, Worker: g.worker}, err
 }
 
+func (g *gate) AdmitCall(ctx context.Context, peer string, _ worker.Worker, env *workerv1.Envelope) (Admitted, error) {
+	return g.Admit(ctx, peer, env)
+}
+
 func (g *gate) Refused(ctx context.Context, _ string, _ Admitted, err error) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -2,7 +2,8 @@
 // grants has a door: a unix socket in a folder of its own that the host owns and
 // that the worker's launcher shows it read-only, so that a new host's socket
 // appears where the old one was. Through it the worker asks for TCP connections
-// (docs/adr/0015), which the host makes.
+// (docs/adr/0015), which the host makes, and for tasks of other workers, which go
+// through the host's gate.
 //
 // The socket's place says which worker it is, and the peer's uid has to be that
 // worker's. What was not granted is refused. Names are resolved here, once for
@@ -39,6 +40,7 @@ type Recorder interface {
 // Config is what Doors need.
 type Config struct {
 	Recorder Recorder
+	Exchange Exchange
 	Resolver *net.Resolver // nil for the machine's
 	Logger   hclog.Logger
 }

@@ -85,7 +85,7 @@ func TestNoOtherRequests(t *testing.T) {
 	r := newRig(t, "egress:example.org:443")
 	for _, request := range []string{
 		"GET http://example.org:443/ HTTP/1.1\r\nHost: example.org:443\r\n\r\n",
-		"POST / HTTP/1.1\r\nHost: example.org:443\r\nContent-Length: 0\r\n\r\n",
+		"POST /calls HTTP/1.1\r\nHost: example.org:443\r\nContent-Length: 0\r\n\r\n",
 		"CONNECT example.org:443 HTTP/1.1\r\n" + strings.Repeat("X: y\r\n", 5000) + "\r\n",
 		"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
 	} {

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -33,14 +34,23 @@ const (
 // recordTimeout bounds one write to the record.
 const recordTimeout = 30 * time.Second
 
-// answer is asked for a connection, and for nothing else.
+// answer does what a worker asks for, and nothing else.
 func (o *door) answer(w http.ResponseWriter, r *http.Request) {
-	if r.Method != http.MethodConnect {
-		http.Error(w, "a door takes CONNECT HOST:PORT", http.StatusMethodNotAllowed)
-		return
-	}
-	if err := o.egress(w, r); err != nil {
-		o.deny(w, err)
+	switch {
+	case r.Method == http.MethodConnect:
+		if err := o.egress(w, r); err != nil {
+			o.deny(w, err)
+		}
+	case r.Method == http.MethodGet && strings.HasPrefix(r.URL.Path, wire.PickPath):
+		if err := o.pick(w, r); err != nil {
+			o.denyCall(w, err)
+		}
+	case r.Method == http.MethodPost && r.URL.Path == wire.CallPath:
+		if err := o.call(w, r); err != nil {
+			o.denyCall(w, err)
+		}
+	default:
+		http.Error(w, "a door knows nothing of this", http.StatusNotFound)
 	}
 }
 

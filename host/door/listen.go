@@ -35,7 +35,8 @@ type door struct {
 	folder   *os.Root
 	socket   *net.UnixListener
 	server   *http.Server
-	rate     *rate.Limiter
+	rate     *rate.Limiter // of connections
+	calls    *rate.Limiter
 	refusals *refusals
 	ends     context.Context // with the door
 	end      context.CancelFunc
@@ -54,7 +55,7 @@ func (d *Doors) newDoor(w worker.Worker, dir string, t *traffic) (_ *door, err e
 	if err != nil {
 		return nil, err
 	}
-	one := &door{Doors: d, worker: w, traffic: t, folder: folder, rate: rate.NewLimiter(openRate, openBurst)}
+	one := &door{Doors: d, worker: w, traffic: t, folder: folder, rate: rate.NewLimiter(openRate, openBurst), calls: rate.NewLimiter(callRate, callBurst)}
 	one.refusals = &refusals{door: one, counts: map[string]refused{}}
 	if err := one.listen(); err != nil {
 		return nil, errors.Join(err, folder.Close())

@@ -16,6 +16,7 @@ const (
 	TTLTooLong       = "ttl_too_long"
 	Replayed         = "replayed"
 	BadProof         = "bad_proof"
+	CallNotGranted   = "call_not_granted"
 	KindUnknown      = "kind_unknown"
 	PayloadNotJSON   = "payload_not_json"
 	SchemaMismatch   = "schema_mismatch"

@@ -15,6 +15,7 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,6 +23,7 @@ import (
 
 	"github.com/dals-host/dals-host/host/record"
 	"github.com/dals-host/dals-host/host/worker"
+	"github.com/dals-host/dals-host/sdk/capability"
 	"github.com/dals-host/dals-host/sdk/envelope"
 	workerv1 "github.com/dals-host/dals-host/sdk/proto/worker/v1"
 )
@@ -121,11 +123,23 @@ func (g *Gate) Run(ctx context.Context) error { return g.refusals.run(ctx) }
 // Admit passes env or says why not. peer names the process that sent it, as its
 // uid and pid: all its connections are one peer.
 func (g *Gate) Admit(ctx context.Context, peer string, env *workerv1.Envelope) (*Admission, error) {
-	a, err := g.identify(ctx, peer, env)
+	return g.admit(ctx, peer, nil, env)
+}
+
+// AdmitCall is Admit for an envelope that came by a worker's own door: its sender
+// has to be that worker's key, and its recipient of a type that the worker was
+// granted to call.
+func (g *Gate) AdmitCall(ctx context.Context, peer string, caller worker.Worker, env *workerv1.Envelope) (*Admission, error) {
+	return g.admit(ctx, peer, &caller, env)
+}
+
+// admit admits what a client sent or, where there is one, a calling worker.
+func (g *Gate) admit(ctx context.Context, peer string, caller *worker.Worker, env *workerv1.Envelope) (*Admission, error) {
+	a, err := g.identify(ctx, peer, caller, env)
 	if err != nil {
 		return nil, g.refusals.unproven(peer, err)
 	}
-	if err := g.authorize(ctx, a); err != nil {
+	if err := g.authorize(ctx, caller, a); err != nil {
 		return nil, g.refusals.proven(ctx, peer, a, err)
 	}
 	return a, nil
@@ -139,7 +153,7 @@ func (g *Gate) Refused(ctx context.Context, peer string, a *Admission, err error
 
 // identify runs the checks up to the proof: until they hold, nothing that the
 // envelope says of its sender is known to be true.
-func (g *Gate) identify(ctx context.Context, peer string, env *workerv1.Envelope) (*Admission, error) {
+func (g *Gate) identify(ctx context.Context, peer string, caller *worker.Worker, env *workerv1.Envelope) (*Admission, error) {
 	if len(env.GetPayload()) > envelope.MaxPayload {
 		return nil, worker.Refuse(PayloadTooLarge, "payload of %d bytes, at most %d are carried", len(env.GetPayload()), envelope.MaxPayload)
 	}
@@ -154,7 +168,7 @@ func (g *Gate) identify(ctx context.Context, peer string, env *workerv1.Envelope
 	if a.Worker, err = g.recipient(ctx, h.GetRecipient()); err != nil {
 		return nil, err
 	}
-	public, err := g.sender(ctx, h.GetSender())
+	public, err := g.sender(ctx, caller, h.GetSender())
 	if err != nil {
 		return nil, err
 	}
@@ -172,7 +186,7 @@ func (g *Gate) identify(ctx context.Context, peer string, env *workerv1.Envelope
 
 // authorize runs the checks that follow the proof. The first that fails is
 // recorded in the sender's name.
-func (g *Gate) authorize(ctx context.Context, a *Admission) error {
+func (g *Gate) authorize(ctx context.Context, caller *worker.Worker, a *Admission) error {
 	if err := g.seen.insert(a.Header); err != nil {
 		return err
 	}
@@ -180,7 +194,11 @@ func (g *Gate) authorize(ctx context.Context, a *Admission) error {
 		return worker.Refuse(RateLimited, "more than %d envelopes a second from one client", senderRate)
 	}
 	// Policy is a fixed rule until there are policies to write: an enrolled
-	// client may ask any living worker for any of its kinds.
+	// client may ask any living worker for any of its kinds, a worker those of the
+	// types that it was granted.
+	if may := (capability.Capability{Kind: capability.Call, Name: a.Worker.Type}); caller != nil && !slices.Contains(caller.Grants, may.String()) {
+		return worker.Refuse(CallNotGranted, "worker %s was not granted %s", caller.Serial, may)
+	}
 	return g.schemas.check(ctx, a.Worker, a.Header.GetKind(), a.Envelope.GetPayload())
 }
 
@@ -210,7 +228,13 @@ func (g *Gate) recipient(ctx context.Context, recipient string) (worker.Worker, 
 	return w, nil
 }
 
-func (g *Gate) sender(ctx context.Context, id string) (ed25519.PublicKey, error) {
+func (g *Gate) sender(ctx context.Context, caller *worker.Worker, id string) (ed25519.PublicKey, error) {
+	if caller != nil {
+		if id != envelope.ClientID(caller.PublicKey) {
+			return nil, worker.Refuse(SenderUnknown, "a worker sends in its own name only")
+		}
+		return caller.PublicKey, nil
+	}
 	name, public, revoked, err := g.Directory.Client(ctx, id)
 	switch {
 	case errors.Is(err, worker.ErrNotFound):

@@ -88,6 +88,10 @@ type EnvelopeFields struct {
 	Status        string  `json:"status,omitempty"` // on results: ok, failed, refused
 	// Deadline is, on admissions, when the worker's time is over.
 	Deadline time.Time `json:"deadline,omitzero"`
+	// CallerSerial is, on admissions, the worker that sent it, and Parent the
+	// envelope that it worked on; empty where a client sent it.
+	CallerSerial string `json:"caller_serial,omitempty"`
+	Parent       string `json:"parent,omitempty"`
 }
 
 // ClientFields say who may send, or no longer.

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"encoding/base64"
 	"encoding/pem"
 	"fmt"
 	"net"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/dals-host/dals-host/host/record"
 	"github.com/dals-host/dals-host/sdk/client"
+	"github.com/dals-host/dals-host/sdk/envelope"
 )
 
 // nowhere is a name that no resolver knows.
@@ -34,7 +36,7 @@ func newOutside(t *testing.T, h *host) outside {
 	o := outside{address: server.Listener.Addr().String(), url: server.URL}
 	o.ca = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}))
 	file := filepath.Join(t.TempDir(), "dals-worker-wanderer")
-	build := exec.Command("go", "build", "-o", file, "-ldflags", "-X 'main.asks="+o.grant()+" egress:"+nowhere+":443'", "github.com/dals-host/dals-host/internal/e2e/wanderer")
+	build := exec.Command("go", "build", "-o", file, "-ldflags", "-X 'main.asks="+o.grant()+" egress:"+nowhere+":443 call:template call:wanderer'", "github.com/dals-host/dals-host/internal/e2e/wanderer")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if text, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, text)
@@ -86,7 +88,7 @@ func TestEgress(t *testing.T) {
 	launchers(t, func(t *testing.T, h *host) {
 		o := newOutside(t, h)
 		w := h.forgeGranted("far", o.grant())
-		if !slices.Equal(w.Grants, []string{o.grant()}) || !slices.Equal(w.NotGranted, []string{"egress:" + nowhere + ":443"}) {
+		if !slices.Equal(w.Grants, []string{o.grant()}) || !slices.Equal(w.NotGranted, []string{"egress:" + nowhere + ":443", "call:template", "call:wanderer"}) {
 			t.Errorf("granted %q, not granted %q", w.Grants, w.NotGranted)
 		}
 		said := h.mustSend("far", "wanderer.grants", struct{}{})
@@ -222,5 +224,74 @@ func (h *host) checkNames(o outside) {
 	said = h.mustSend("other", "wanderer.dial", map[string]any{"text": nowhere + ":80"})
 	if !strings.Contains(string(said.Result), "refused") {
 		h.t.Errorf("another port of %s: %s", nowhere, said.Result)
+	}
+}
+
+func (h *host) relay(from, kind string, input map[string]any) (client.Result, error) {
+	h.t.Helper()
+	return h.send(from, "wanderer.relay", map[string]any{"kind": kind, "input": input})
+}
+
+// TestCall: a worker asks workers of the types that it was granted, in its own
+// name, within its own task, and not without end.
+func TestCall(t *testing.T) {
+	t.Parallel()
+	launchers(t, func(t *testing.T, h *host) {
+		newOutside(t, h)
+		far := h.forgeGranted("far", "call:template", "call:wanderer")
+		hello := map[string]any{"message": "hello"}
+		if _, err := h.relay("far", "template.echo", hello); err == nil || !strings.Contains(err.Error(), "worker_unavailable") {
+			t.Errorf("while there is none: %v", err)
+		}
+		nora := h.forge("nora", "template")
+		said, err := h.relay("far", "template.echo", hello)
+		if err != nil || !strings.Contains(string(said.Result), `\"hello\"`) {
+			t.Fatalf("%s, %v", said.Result, err)
+		}
+		h.checkCall(said, far, nora)
+		for kind, code := range map[string]string{"ledger.head": "call_not_granted", "template.nothing": "kind_unknown", "template.fail": "schema_mismatch"} {
+			if _, err := h.relay("far", kind, map[string]any{"strange": 1}); err == nil || !strings.Contains(err.Error(), code) {
+				t.Errorf("%s: %v", kind, err)
+			}
+		}
+		h.forgeGranted("near", "call:wanderer")
+		if _, err := h.send("far", "wanderer.loop", struct{}{}); err == nil || !strings.Contains(err.Error(), "call_too_deep") {
+			t.Errorf("loop: %v", err)
+		}
+		if loops := h.admitted("wanderer.loop"); len(loops) != 9 || loops[8].CallerSerial == "" || loops[8].Parent != loops[7].ID {
+			t.Errorf("%d in the loop: %+v", len(loops), loops)
+		}
+		h.forgeGranted("home")
+		if _, err := h.relay("home", "template.echo", hello); err == nil || !strings.Contains(err.Error(), "granted nothing") {
+			t.Errorf("without a grant: %v", err)
+		}
+	})
+}
+
+func (h *host) admitted(kind string) (found []*record.EnvelopeFields) {
+	h.t.Helper()
+	for _, e := range h.entries() {
+		if e.Kind == record.Admitted && e.Envelope.Kind == kind {
+			found = append(found, e.Envelope)
+		}
+	}
+	return found
+}
+
+// checkCall: the record says who has called whom, and for whom.
+func (h *host) checkCall(said client.Result, caller, called client.Worker) {
+	h.t.Helper()
+	calls := h.admitted("template.echo")
+	if len(calls) != 1 || calls[0].CallerSerial != caller.WorkerSerial || calls[0].Parent != said.ID || calls[0].WorkerSerial != called.WorkerSerial {
+		h.t.Errorf("called %+v", calls)
+		return
+	}
+	key, err := base64.StdEncoding.DecodeString(caller.PublicKey)
+	if err != nil || calls[0].Sender != envelope.ClientID(key) {
+		h.t.Errorf("sender %s, %v", calls[0].Sender, err)
+	}
+	asked := h.admitted("wanderer.relay")
+	if last := asked[len(asked)-1]; calls[0].Deadline.After(last.Deadline) {
+		h.t.Errorf("until %s, its caller until %s", calls[0].Deadline, last.Deadline)
 	}
 }

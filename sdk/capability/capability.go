@@ -2,6 +2,7 @@
 // beyond a worker's own folder, and in which a host grants it at forging:
 //
 //	egress:HOST:PORT   TCP connections to that name or address, through the host
+//	call:TYPE          tasks of workers of that type, through the host
 //
 // Every capability has one spelling, which Parse reads and String writes; what it
 // does not know it refuses. The package is data and pure functions, safe for
@@ -21,8 +22,11 @@ import (
 // Kind is the first word of a capability.
 type Kind string
 
-// Egress lets a worker connect to one host and port.
-const Egress Kind = "egress"
+// The kinds that there are.
+const (
+	Egress Kind = "egress" // to connect to one host and port
+	Call   Kind = "call"   // to ask workers of one type for their tasks
+)
 
 // The bounds of what one worker may ask for or be granted.
 const (
@@ -37,6 +41,8 @@ type Capability struct {
 	// a dot at its end, or an IP address as netip.Addr writes it.
 	Host string
 	Port uint16
+	// Name is the type that Call may ask.
+	Name string
 }
 
 // Parse reads a capability in its one spelling.
@@ -49,8 +55,13 @@ func Parse(text string) (Capability, error) {
 	switch Kind(kind) {
 	case Egress:
 		c, err = parseEgress(rest)
+	case Call:
+		c = Capability{Kind: Call, Name: rest}
+		if !typeForm.MatchString(rest) {
+			err = errors.New("write it as call:TYPE")
+		}
 	default:
-		return Capability{}, fmt.Errorf("capability %q is of no known kind: use egress:HOST:PORT", text)
+		return Capability{}, fmt.Errorf("capability %q is of no known kind: use egress:HOST:PORT or call:TYPE", text)
 	}
 	if err != nil {
 		return Capability{}, fmt.Errorf("capability %q: %w", text, err)
@@ -63,6 +74,9 @@ func Parse(text string) (Capability, error) {
 
 // String is the capability in its one spelling.
 func (c Capability) String() string {
+	if c.Kind != Egress {
+		return string(c.Kind) + ":" + c.Name
+	}
 	return string(c.Kind) + ":" + c.HostPort()
 }
 
@@ -77,11 +91,15 @@ func (c Capability) HostPort() string {
 
 // Literal is the address that an Egress names, if it names one and not a name.
 func (c Capability) Literal() (netip.Addr, bool) {
+	if c.Kind != Egress {
+		return netip.Addr{}, false
+	}
 	addr, err := netip.ParseAddr(c.Host)
 	return addr, err == nil
 }
 
 var (
+	typeForm  = regexp.MustCompile(`^[a-z][a-z0-9_]{0,31}$`)
 	labelForm = regexp.MustCompile(`^[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?$`)
 	// numberForm is a last label that some would read as a part of an address.
 	numberForm = regexp.MustCompile(`^([0-9]+|0x[0-9a-f]*)$`)

@@ -11,50 +11,55 @@ func TestParse(t *testing.T) {
 	t.Parallel()
 	for _, text := range []string{
 		"egress:example.org:443", "egress:xn--bcher-kva.example:1", "egress:db_1.local:65535",
-		"egress:10.0.0.1:5432", "egress:127.0.0.1:443", "egress:169.254.169.254:80", "egress:[2001:db8::1]:443", "egress:[::1]:8443",
+		"egress:10.0.0.1:5432", "egress:127.0.0.1:443", "call:template", "call:a_1", "egress:169.254.169.254:80", "egress:[2001:db8::1]:443", "egress:[::1]:8443",
 	} {
 		c, err := Parse(text)
-		if err != nil || c.String() != text || c.Kind != Egress {
+		if err != nil || c.String() != text {
 			t.Errorf("%s: %+v, %v", text, c, err)
 		}
 	}
 	for text, says := range map[string]string{
-		"":                                               "no known kind",
-		"egress":                                         "egress:HOST:PORT",
-		"gpu":                                            "no known kind",
-		"Egress:example.org:443":                         "no known kind",
-		"egress:example.org":                             "egress:HOST:PORT",
-		"egress::443":                                    "neither",
-		"egress:example.org:0":                           "port",
-		"egress:example.org:65536":                       "port",
-		"egress:example.org:0443":                        "write it as egress:example.org:443",
-		"egress:example.org:+443":                        "port",
-		"egress:Example.org:443":                         "lower case",
-		"egress:example.org.:443":                        "neither",
-		"egress:*.example.org:443":                       "neither",
-		"egress:a b:443":                                 "neither",
-		"egress:bücher.example:443":                      "neither",
-		"egress:-a.org:443":                              "neither",
-		"egress:127.1:443":                               "some would read it",
-		"egress:2130706433:443":                          "some would read it",
-		"egress:0x7f000001:443":                          "some would read it",
-		"egress:1.2.3.0x4:443":                           "some would read it",
-		"egress:010.0.0.1:443":                           "some would read it",
-		"egress:localhost:443":                           "127.0.0.1",
-		"egress:a.localhost:443":                         "127.0.0.1",
-		"egress:0.0.0.0:443":                             "no address of one machine",
-		"egress:255.255.255.255:443":                     "no address of one machine",
-		"egress:224.0.0.1:443":                           "no address of one machine",
-		"egress:[::]:443":                                "no address of one machine",
-		"egress:[ff02::1]:443":                           "no address of one machine",
-		"egress:[::ffff:10.0.0.1]:443":                   "write the address as 10.0.0.1",
-		"egress:[fe80::1%eth0]:443":                      "zone",
-		"egress:2001:db8::1:443":                         "IPv6",
-		"egress:[10.0.0.1]:443":                          "IPv6",
-		"egress:[2001:db8::1:443":                        "IPv6",
-		"egress:[2001:DB8::1]:443":                       "write it as egress:[2001:db8::1]:443",
-		"egress:" + strings.Repeat("a", 300):             "more than 256",
-		"egress:" + strings.Repeat("a.", 120):            "egress:HOST:PORT",
+		"":                                    "no known kind",
+		"egress":                              "egress:HOST:PORT",
+		"call":                                "call:TYPE",
+		"call:":                               "call:TYPE",
+		"call:Template":                       "call:TYPE",
+		"call:a.b":                            "call:TYPE",
+		"call:a:b":                            "call:TYPE",
+		"gpu":                                 "no known kind",
+		"Egress:example.org:443":              "no known kind",
+		"egress:example.org":                  "egress:HOST:PORT",
+		"egress::443":                         "neither",
+		"egress:example.org:0":                "port",
+		"egress:example.org:65536":            "port",
+		"egress:example.org:0443":             "write it as egress:example.org:443",
+		"egress:example.org:+443":             "port",
+		"egress:Example.org:443":              "lower case",
+		"egress:example.org.:443":             "neither",
+		"egress:*.example.org:443":            "neither",
+		"egress:a b:443":                      "neither",
+		"egress:bücher.example:443":           "neither",
+		"egress:-a.org:443":                   "neither",
+		"egress:127.1:443":                    "some would read it",
+		"egress:2130706433:443":               "some would read it",
+		"egress:0x7f000001:443":               "some would read it",
+		"egress:1.2.3.0x4:443":                "some would read it",
+		"egress:010.0.0.1:443":                "some would read it",
+		"egress:localhost:443":                "127.0.0.1",
+		"egress:a.localhost:443":              "127.0.0.1",
+		"egress:0.0.0.0:443":                  "no address of one machine",
+		"egress:255.255.255.255:443":          "no address of one machine",
+		"egress:224.0.0.1:443":                "no address of one machine",
+		"egress:[::]:443":                     "no address of one machine",
+		"egress:[ff02::1]:443":                "no address of one machine",
+		"egress:[::ffff:10.0.0.1]:443":        "write the address as 10.0.0.1",
+		"egress:[fe80::1%eth0]:443":           "zone",
+		"egress:2001:db8::1:443":              "IPv6",
+		"egress:[10.0.0.1]:443":               "IPv6",
+		"egress:[2001:db8::1:443":             "IPv6",
+		"egress:[2001:DB8::1]:443":            "write it as egress:[2001:db8::1]:443",
+		"egress:" + strings.Repeat("a", 300):  "more than 256",
+		"egress:" + strings.Repeat("a.", 120): "egress:HOST:PORT",
 		"egress:" + strings.Repeat("a", 64) + ".org:443": "neither",
 	} {
 		if c, err := Parse(text); err == nil || !strings.Contains(err.Error(), says) {
@@ -115,6 +120,7 @@ func FuzzParse(f *testing.F) {
 		"egress:example.org:443", "egress:[2001:db8::1]:443", "egress:10.0.0.1:80", "egress:127.1:1", "egress:[::ffff:1.2.3.4]:1", "egress::",
 	} {
 		f.Add(seed)
+		f.Add("call:" + seed)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
 		c, err := Parse(text)

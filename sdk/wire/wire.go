@@ -33,11 +33,18 @@ const (
 )
 
 // A worker that was granted something reaches its host on Door in its folder:
-// HTTP/1.1, CONNECT HOST:PORT for a connection (docs/adr/0015). What is refused
-// has a stable code in the header DoorCode, and the reason as its text.
+// HTTP/1.1, CONNECT HOST:PORT for a connection (docs/adr/0015); GET PickPath and a
+// type for the serial of a worker of that type; POST CallPath with an Envelope for
+// that worker, the headers DoorTask (envelope id, a slash, attempt: the task that
+// the caller works on) and DoorTimeout (milliseconds), for a SendResponse. What is
+// refused has a stable code in the header DoorCode, and the reason as its text.
 const (
-	Door     = "door/door.sock"
-	DoorCode = "Dals-Code"
+	Door        = "door/door.sock"
+	DoorCode    = "Dals-Code"
+	DoorTask    = "Dals-Task"
+	DoorTimeout = "Dals-Timeout-Ms"
+	PickPath    = "/workers/"
+	CallPath    = "/calls"
 )
 
 // Handshake is the type plane's handshake. The cookie is no secret: it tells a

@@ -42,6 +42,11 @@ type list struct {
 	List []string `json:"list"`
 }
 
+type call struct {
+	Kind  string         `json:"kind"`
+	Input map[string]any `json:"input"`
+}
+
 func main() {
 	sdk.Serve(sdk.Type{
 		Name: "wanderer", Version: "1.0.0", Family: "WD", Summary: "Tries to get out.",
@@ -51,6 +56,8 @@ func main() {
 			sdk.Func("wanderer.grants", "Says what it was granted.", grants),
 			sdk.Func("wanderer.lookup", "Looks a name up.", lookup),
 			sdk.Func("wanderer.dial", "Connects to an address and says how that went.", dial),
+			sdk.Func("wanderer.relay", "Calls another worker and gives its output.", relay),
+			sdk.Func("wanderer.loop", "Calls another wanderer, which does the same.", loop),
 			sdk.Func("wanderer.escape", "Says by which other ways it got out.", escape),
 		},
 	})
@@ -104,6 +111,16 @@ func dial(ctx context.Context, in text) (text, error) {
 		return text{err.Error()}, nil
 	}
 	return text{"it speaks"}, nil
+}
+
+func relay(ctx context.Context, in call) (text, error) {
+	out, err := sdk.FromContext(ctx).Call(ctx, in.Kind, in.Input)
+	return text{string(out)}, err
+}
+
+func loop(ctx context.Context, in struct{}) (text, error) {
+	out, err := sdk.FromContext(ctx).Call(ctx, "wanderer.loop", in)
+	return text{string(out)}, err
 }
 
 // escape tries what a grant is not needed for, if there is any such way.
