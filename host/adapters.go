@@ -169,6 +169,14 @@ func (g gateway) AdmitCall(ctx context.Context, peer string, caller worker.Worke
 	return broker.Admitted{Envelope: a.Envelope, Header: a.Header, Worker: a.Worker}, nil
 }
 
+func (g gateway) AdmitIngress(ctx context.Context, peer string, key ed25519.PublicKey, grant string, env *workerv1.Envelope) (broker.Admitted, error) {
+	a, err := g.Gate.AdmitIngress(ctx, peer, key, grant, env)
+	if err != nil {
+		return broker.Admitted{}, err
+	}
+	return broker.Admitted{Envelope: a.Envelope, Header: a.Header, Worker: a.Worker}, nil
+}
+
 func (g gateway) Refused(ctx context.Context, peer string, a broker.Admitted, err error) error {
 	return g.Gate.Refused(ctx, peer, &gate.Admission{Envelope: a.Envelope, Header: a.Header, Worker: a.Worker}, err)
 }

@@ -4,12 +4,14 @@ import (
 	"context"
 	"math/rand/v2"
 	"slices"
+	"time"
 
 	"github.com/dals-host/dals-host/host/broker"
 	"github.com/dals-host/dals-host/host/door"
 	"github.com/dals-host/dals-host/host/registry"
 	"github.com/dals-host/dals-host/host/worker"
 	hostv1 "github.com/dals-host/dals-host/sdk/proto/host/v1"
+	workerv1 "github.com/dals-host/dals-host/sdk/proto/worker/v1"
 )
 
 // exchange carries what workers ask of each other.
@@ -41,4 +43,13 @@ func (e exchange) Call(ctx context.Context, r door.CallRequest) (*hostv1.SendRes
 		Result: reply.Result, WorkerSerial: string(reply.Worker.Serial), PublicKey: reply.Worker.PublicKey,
 		AdmittedIndex: reply.AdmittedIndex, ResultIndex: reply.ResultIndex, DurationMs: uint32(reply.Duration.Milliseconds()),
 	}, nil
+}
+
+// Ingress sends an envelope of the host's own.
+func (e exchange) Ingress(ctx context.Context, peer, granted string, env *workerv1.Envelope, timeout time.Duration) (*workerv1.Envelope, error) {
+	if err := e.checkRecord(); err != nil {
+		return nil, err
+	}
+	reply, err := e.broker.Ingress(ctx, peer, e.keys.Ingress().Public(), granted, env, timeout)
+	return reply.Result, err
 }

@@ -29,6 +29,7 @@ import (
 	"github.com/dals-host/dals-host/host/forge"
 	"github.com/dals-host/dals-host/host/gate"
 	"github.com/dals-host/dals-host/host/internal/workerlog"
+	"github.com/dals-host/dals-host/host/ingress"
 	"github.com/dals-host/dals-host/host/keyring"
 	"github.com/dals-host/dals-host/host/launch"
 	"github.com/dals-host/dals-host/host/record"
@@ -84,6 +85,7 @@ type Host struct {
 	gate       *gate.Gate
 	broker     *broker.Broker
 	doors      *door.Doors
+	ingress    *ingress.Gateway
 	supervisor *supervise.Supervisor
 	forge      *forge.Forge
 	control    *control.Server

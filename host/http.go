@@ -66,3 +66,8 @@ func (h *Host) portHealth(serial worker.Serial) ports.Health {
 	}
 	return p
 }
+
+// portIngress answers what comes in by a worker's port under /in/.
+func (h *Host) portIngress(serial worker.Serial, w http.ResponseWriter, r *http.Request) {
+	h.ingress.Serve(serial, w, r)
+}

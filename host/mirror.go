@@ -75,6 +75,7 @@ func (h *Host) mirror(ctx context.Context, serial worker.Serial) {
 	if w.State == worker.StateRetired {
 		h.integrity.forget(serial)
 		h.doors.Forget(serial)
+		h.ingress.Forget(serial)
 	}
 	if err == nil {
 		var text []byte

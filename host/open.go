@@ -17,6 +17,7 @@ import (
 	"github.com/dals-host/dals-host/host/door"
 	"github.com/dals-host/dals-host/host/forge"
 	"github.com/dals-host/dals-host/host/gate"
+	"github.com/dals-host/dals-host/host/ingress"
 	"github.com/dals-host/dals-host/host/keyring"
 	"github.com/dals-host/dals-host/host/record"
 	"github.com/dals-host/dals-host/host/registry"
@@ -150,6 +151,9 @@ func (h *Host) openGateAndBroker(ctx context.Context) (err error) {
 func (h *Host) openDoors(context.Context) error {
 	h.doors = door.New(door.Config{Recorder: indexer{h.registry}, Exchange: exchange{h}, Logger: h.Logger.Named("door")})
 	h.onClose(h.doors.Close)
+	h.ingress = ingress.New(ingress.Config{
+		Key: h.keys.Ingress().Private(), Workers: h.registry, Sender: exchange{h}, Logger: h.Logger.Named("ingress"),
+	})
 	return nil
 }
 

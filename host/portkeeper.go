@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net/http"
 	"slices"
 	"sync"
 	"time"
@@ -24,6 +25,7 @@ type portKeeper struct {
 	pool     *ports.Pool
 	registry *registry.Registry
 	health   func(worker.Serial) ports.Health
+	in       func(worker.Serial, http.ResponseWriter, *http.Request)
 	changed  func(worker.Serial) // hears of a worker whose port is served again
 	logger   hclog.Logger
 
@@ -44,7 +46,7 @@ func (h *Host) openPorts(context.Context) error {
 		return err
 	}
 	h.ports = &portKeeper{
-		pool: pool, registry: h.registry, health: h.portHealth, changed: h.mirrors.changed, logger: h.Logger.Named("ports"),
+		pool: pool, registry: h.registry, health: h.portHealth, in: h.portIngress, changed: h.mirrors.changed, logger: h.Logger.Named("ports"),
 		held: map[worker.Serial]*ports.Listener{}, lost: map[worker.Serial]lostPort{},
 	}
 	h.onClose(h.ports.close)
@@ -70,7 +72,7 @@ func (k *portKeeper) Bind(ctx context.Context) (*ports.Listener, error) {
 
 // Assign serves a worker's health on its port until Release.
 func (k *portKeeper) Assign(serial worker.Serial, l *ports.Listener) {
-	l.View(func() ports.Health { return k.health(serial) })
+	k.serve(serial, l)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.held[serial] = l
@@ -126,7 +128,7 @@ func (k *portKeeper) regain(ctx context.Context) {
 		if err != nil {
 			continue
 		}
-		l.View(func() ports.Health { return k.health(serial) })
+		k.serve(serial, l)
 		if !k.found(serial, l) {
 			_ = l.Close() // the worker has retired meanwhile
 			continue
@@ -180,4 +182,10 @@ func (k *portKeeper) close() error {
 		_ = l.Close() // a closed listener has no news
 	}
 	return nil
+}
+
+// serve has a port answer for its worker.
+func (k *portKeeper) serve(serial worker.Serial, l *ports.Listener) {
+	l.View(func() ports.Health { return k.health(serial) })
+	l.Take(func(w http.ResponseWriter, r *http.Request) { k.in(serial, w, r) })
 }

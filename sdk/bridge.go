@@ -38,7 +38,10 @@ func (b *bridges) open(a capability.Alias) error {
 				return
 			}
 			if err != nil { // out of descriptors, for a moment
-				time.Sleep(doorRetry)
+				select {
+				case <-time.After(doorRetry):
+				case <-b.ctx.Done():
+				}
 				continue
 			}
 			b.running.Go(func() { b.carry(near.(*net.TCPConn), a.Capability.HostPort()) })

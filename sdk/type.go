@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -13,6 +14,7 @@ import (
 	"golang.org/x/mod/semver"
 
 	"github.com/dals-host/dals-host/sdk/capability"
+	"github.com/dals-host/dals-host/sdk/wire"
 )
 
 // Type is a worker type: what a plugin binary provides. Give it to Serve.
@@ -140,12 +142,19 @@ func (t Type) checkNeeds() error {
 		if _, err := capability.Parse(name); err != nil {
 			faults = append(faults, err)
 		}
+		if c, err := capability.Parse(name); err == nil && c.Kind == capability.Ingress && !t.hasTask(t.Name+wire.IngressVerb) {
+			faults = append(faults, fmt.Errorf("capability %q: there is no task %q: make it with sdk.Ingress", name, t.Name+wire.IngressVerb))
+		}
 		if seen[name] {
 			faults = append(faults, fmt.Errorf("capability %q: asked for twice", name))
 		}
 		seen[name] = true
 	}
 	return errors.Join(faults...)
+}
+
+func (t Type) hasTask(kind string) bool {
+	return slices.ContainsFunc(t.Tasks, func(task Task) bool { return task.Kind == kind })
 }
 
 // addTasks checks the tasks and indexes them by kind.

@@ -125,6 +125,9 @@ func mayStill(tx *registry.Tx, d *delivery) error {
 }
 
 func senderMay(tx *registry.Tx, d *delivery) error {
+	if d.call.own {
+		return nil
+	}
 	if d.call.caller != nil {
 		w, err := tx.Worker(d.call.caller.Serial)
 		if err == nil && (w.State == worker.StateRetiring || w.State == worker.StateRetired) {

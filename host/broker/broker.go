@@ -41,6 +41,8 @@ type Gate interface {
 	Admit(ctx context.Context, peer string, env *workerv1.Envelope) (Admitted, error)
 	// AdmitCall is Admit for an envelope that came from a worker itself.
 	AdmitCall(ctx context.Context, peer string, caller worker.Worker, env *workerv1.Envelope) (Admitted, error)
+	// AdmitIngress is Admit for an envelope of the host's own, which has that key.
+	AdmitIngress(ctx context.Context, peer string, key ed25519.PublicKey, grant string, env *workerv1.Envelope) (Admitted, error)
 	// Refused records that an admitted envelope could not be routed after all.
 	// It returns err.
 	Refused(ctx context.Context, peer string, a Admitted, err error) error

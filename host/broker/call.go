@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"crypto/ed25519"
 	"fmt"
 	"time"
 
@@ -22,6 +23,7 @@ type call struct {
 	parent string // the envelope of the caller's task
 	depth  int    // how many calls stand on one another
 	until  time.Time
+	own    bool // it is the host's
 }
 
 // maxDepth bounds how many calls stand on one another. With the time of the first
@@ -60,4 +62,14 @@ func (b *Broker) Call(ctx context.Context, caller worker.Worker, of Task, env *w
 		return reply, fmt.Errorf("call: %w", err)
 	}
 	return reply, nil
+}
+
+// Ingress is Send for an envelope of the host's own, signed with that key, for
+// what came in by a worker's port under a granted path.
+func (b *Broker) Ingress(ctx context.Context, peer string, key ed25519.PublicKey, grant string, env *workerv1.Envelope, timeout time.Duration) (Reply, error) {
+	a, err := b.Gate.AdmitIngress(ctx, peer, key, grant, env)
+	if err != nil {
+		return Reply{}, err
+	}
+	return b.send(ctx, peer, a, call{own: true}, timeout)
 }

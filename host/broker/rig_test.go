@@ -55,6 +55,10 @@ func (g *gate) AdmitCall(ctx context.Context, peer string, _ worker.Worker, env 
 	return g.Admit(ctx, peer, env)
 }
 
+func (g *gate) AdmitIngress(ctx context.Context, peer string, _ ed25519.PublicKey, _ string, env *workerv1.Envelope) (Admitted, error) {
+	return g.Admit(ctx, peer, env)
+}
+
 func (g *gate) Refused(ctx context.Context, _ string, _ Admitted, err error) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -3,6 +3,7 @@ package catalog
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 
 	"golang.org/x/mod/semver"
@@ -10,6 +11,7 @@ import (
 	"github.com/dals-host/dals-host/host/worker"
 	"github.com/dals-host/dals-host/sdk/capability"
 	workerv1 "github.com/dals-host/dals-host/sdk/proto/worker/v1"
+	"github.com/dals-host/dals-host/sdk/wire"
 )
 
 // What a descriptor may hold.
@@ -57,7 +59,21 @@ func checkDescriptor(said *workerv1.TypeDescriptor) (d *workerv1.TypeDescriptor,
 	if d.Capabilities, err = checkCapabilities(said.Capabilities); err != nil {
 		return nil, err
 	}
-	return d, nil
+	return d, checkIngress(d)
+}
+
+// checkIngress: what lets requests in has a task that answers them.
+func checkIngress(d *workerv1.TypeDescriptor) error {
+	for _, text := range d.Capabilities {
+		c, err := capability.Parse(text)
+		if err != nil || c.Kind != capability.Ingress {
+			continue
+		}
+		if !slices.ContainsFunc(d.Tasks, func(t *workerv1.TaskKind) bool { return t.Kind == d.Name+wire.IngressVerb }) {
+			return bad("make it with sdk.Ingress", "asks for %s and has no task %s", text, d.Name+wire.IngressVerb)
+		}
+	}
+	return nil
 }
 
 func checkNames(d *workerv1.TypeDescriptor) error {

@@ -94,9 +94,10 @@ func TestDescriptorIsRefused(t *testing.T) {
 			func(d *workerv1.TypeDescriptor) { d.Capabilities = []string{"egress: x"} },
 			func(d *workerv1.TypeDescriptor) { d.Capabilities = []string{"\x1b"} },
 		},
-		"33 capabilities":       {func(d *workerv1.TypeDescriptor) { d.Capabilities = make([]string, 33) }},
-		"its config has a bad":  {func(d *workerv1.TypeDescriptor) { d.ConfigSchema = []byte("{") }},
-		"the output of goat.ec": {func(d *workerv1.TypeDescriptor) { d.Tasks[0].OutputSchema = []byte("[]") }},
+		"has no task goat.ingress": {func(d *workerv1.TypeDescriptor) { d.Capabilities = []string{"ingress:hooks"} }},
+		"33 capabilities":          {func(d *workerv1.TypeDescriptor) { d.Capabilities = make([]string, 33) }},
+		"its config has a bad":     {func(d *workerv1.TypeDescriptor) { d.ConfigSchema = []byte("{") }},
+		"the output of goat.ec":    {func(d *workerv1.TypeDescriptor) { d.Tasks[0].OutputSchema = []byte("[]") }},
 	} {
 		for i, c := range changes {
 			d := describing("goat", "1.0.0", "GT")

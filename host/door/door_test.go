@@ -31,7 +31,7 @@ func TestEgress(t *testing.T) {
 	if _, err := io.WriteString(c, long); err != nil {
 		t.Fatal(err)
 	}
-	if open := r.recorded(record.EgressOpened, 1)[0]; open.Egress.Address != address || open.Egress.Host != "127.0.0.1" || open.Worker.Serial != nora {
+	if open := r.recorded(record.EgressOpened)[0]; open.Egress.Address != address || open.Egress.Host != "127.0.0.1" || open.Worker.Serial != nora {
 		t.Errorf("%+v", open)
 	}
 	if r.doors.Traffic(nora).Open != 1 {
@@ -44,7 +44,7 @@ func TestEgress(t *testing.T) {
 	if want := strings.ToUpper("early, " + long); err != nil || string(got) != want {
 		t.Fatalf("%d bytes of %d, %v", len(got), len(want), err)
 	}
-	end := r.recorded(record.EgressClosed, 1)[0].Egress
+	end := r.recorded(record.EgressClosed)[0].Egress
 	n := uint64(len(got))
 	if end.Sent != n || end.Received != n || end.Outcome != "closed" || end.Address != address || end.OpenedIndex == nil || *end.OpenedIndex != 0 {
 		t.Errorf("%+v", end)
@@ -73,7 +73,7 @@ func TestNotGranted(t *testing.T) {
 		t.Errorf("dialled %q", took)
 	}
 	r.doors.summarize(t.Context())
-	said := r.recorded(record.EgressRefused, 1)
+	said := r.recorded(record.EgressRefused)
 	if len(said) != 1 || said[0].Refusal.Count != 16 || said[0].Refusal.Code != EgressNotGranted || said[0].Worker.Serial != nora || !strings.Contains(said[0].Refusal.Reason, "127.0.0.1:1") {
 		t.Errorf("%+v", said)
 	}
@@ -141,7 +141,7 @@ func TestNames(t *testing.T) {
 		t.Fatalf("%q, dialled %q", code, took)
 	}
 	_ = c.Close()
-	if end := r.recorded(record.EgressClosed, 1)[0].Egress; end.Host != "example.org" || end.Address != "93.184.216.34:443" {
+	if end := r.recorded(record.EgressClosed)[0].Egress; end.Host != "example.org" || end.Address != "93.184.216.34:443" {
 		t.Errorf("%+v", end)
 	}
 }
@@ -245,7 +245,7 @@ func TestIdle(t *testing.T) {
 	if _, err := from.ReadByte(); err == nil {
 		t.Error("it still answers")
 	}
-	if end := r.recorded(record.EgressClosed, 1)[0].Egress; end.Outcome != "idle" {
+	if end := r.recorded(record.EgressClosed)[0].Egress; end.Outcome != "idle" {
 		t.Errorf("%+v", end)
 	}
 }
@@ -265,7 +265,7 @@ func TestAborted(t *testing.T) {
 	if _, err := from.ReadByte(); err == nil {
 		t.Error("it still answers")
 	}
-	if end := r.recorded(record.EgressClosed, 1)[0].Egress; end.Outcome != "aborted" {
+	if end := r.recorded(record.EgressClosed)[0].Egress; end.Outcome != "aborted" {
 		t.Errorf("%+v", end)
 	}
 }
@@ -288,7 +288,7 @@ func TestTooMany(t *testing.T) {
 		t.Errorf("one more got %d bytes", n)
 	}
 	_ = open[0].Close()
-	r.recorded(record.EgressClosed, 1)
+	r.recorded(record.EgressClosed)
 	for end := time.Now().Add(patience); r.doors.accepted.Load() == maxConnections && time.Now().Before(end); {
 		time.Sleep(time.Millisecond)
 	}
@@ -320,7 +320,7 @@ func TestRate(t *testing.T) {
 	}
 	if limited > 0 {
 		r.doors.summarize(t.Context())
-		if said := r.recorded(record.EgressRefused, 1); len(said) != 1 || said[0].Refusal.Count != uint64(limited) {
+		if said := r.recorded(record.EgressRefused); len(said) != 1 || said[0].Refusal.Count != uint64(limited) {
 			t.Errorf("%d limited, said %+v", limited, said)
 		}
 	}

@@ -131,7 +131,7 @@ func (o *door) carry(w http.ResponseWriter, far net.Conn, fields record.EgressFi
 	}
 	if err == nil {
 		p := &pair{near: near, early: buffered.Reader, far: far, sent: &sent, received: &received, all: o.traffic}
-		outcome = p.run(o.ends, o.Doors.idle)
+		outcome = p.run(o.ends, o.idle)
 	}
 	fields.Sent, fields.Received, fields.Outcome = sent.Load(), received.Load(), outcome
 	if _, err := o.note(record.EgressClosed, fields); err != nil {
@@ -146,7 +146,6 @@ type pair struct {
 	far            net.Conn
 	sent, received *atomic.Uint64
 	all            *traffic
-	last           atomic.Int64 // when a byte passed
 }
 
 // run is how it ended: closed (both sides said so), idle, aborted, or cut by the

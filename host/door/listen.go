@@ -119,8 +119,6 @@ func (o *door) shut() error {
 	return errors.Join(err, o.folder.Close())
 }
 
-var errShut = errors.New("door is shut")
-
 // Accept takes the next connection of the worker's own, within its bounds. The
 // door is the server's listener.
 func (o *door) Accept() (net.Conn, error) {

@@ -108,8 +108,8 @@ func (r *rig) took() []string {
 	return append([]string{}, r.dialled...)
 }
 
-// recorded waits until the record has n entries of a kind.
-func (r *rig) recorded(kind record.Kind, n int) []record.Entry {
+// recorded waits until the record has entries of a kind.
+func (r *rig) recorded(kind record.Kind) []record.Entry {
 	r.t.Helper()
 	var found []record.Entry
 	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
@@ -121,11 +121,11 @@ func (r *rig) recorded(kind record.Kind, n int) []record.Entry {
 			}
 		}
 		r.mu.Unlock()
-		if len(found) >= n {
+		if len(found) > 0 {
 			return found
 		}
 	}
-	r.t.Fatalf("%d of %d %s: %+v", len(found), n, kind, found)
+	r.t.Fatalf("no %s recorded", kind)
 	return nil
 }
 

@@ -61,3 +61,31 @@ func TestAdmitCall(t *testing.T) {
 		t.Errorf("%d refusals recorded", refused)
 	}
 }
+
+// TestAdmitIngress: the host's own key is good for a granted path, and nothing
+// else.
+func TestAdmitIngress(t *testing.T) {
+	w := newWorld()
+	client := w.enrol(t, "nora")
+	public, own, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := w.gate(t)
+	for _, test := range []struct {
+		name, grant, code string
+		env               *workerv1.Envelope
+	}{
+		{"granted", "ingress:hooks", "", sign(t, own, `{"message":"hi"}`, nil)},
+		{"not granted", "ingress:hooks/x", IngressNotGranted, sign(t, own, `{"message":"hi"}`, nil)},
+		{"as a client", "ingress:hooks", SenderUnknown, sign(t, client, `{"message":"hi"}`, nil)},
+		{"what does not fit", "ingress:hooks", SchemaMismatch, sign(t, own, `{}`, nil)},
+	} {
+		if _, err := g.AdmitIngress(t.Context(), "http", public, test.grant, test.env); codeOf(err) != test.code {
+			t.Errorf("%s: %v", test.name, err)
+		}
+	}
+	if _, err := g.Admit(t.Context(), "uid=0", sign(t, own, `{"message":"hi"}`, nil)); codeOf(err) != SenderUnknown {
+		t.Errorf("as a client's: %v", err)
+	}
+}

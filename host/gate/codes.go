@@ -17,7 +17,10 @@ const (
 	Replayed         = "replayed"
 	BadProof         = "bad_proof"
 	CallNotGranted   = "call_not_granted"
-	KindUnknown      = "kind_unknown"
-	PayloadNotJSON   = "payload_not_json"
-	SchemaMismatch   = "schema_mismatch"
+
+	IngressNotGranted = "ingress_not_granted"
+
+	KindUnknown    = "kind_unknown"
+	PayloadNotJSON = "payload_not_json"
+	SchemaMismatch = "schema_mismatch"
 )

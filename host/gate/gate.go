@@ -123,23 +123,44 @@ func (g *Gate) Run(ctx context.Context) error { return g.refusals.run(ctx) }
 // Admit passes env or says why not. peer names the process that sent it, as its
 // uid and pid: all its connections are one peer.
 func (g *Gate) Admit(ctx context.Context, peer string, env *workerv1.Envelope) (*Admission, error) {
-	return g.admit(ctx, peer, nil, env)
+	return g.admit(ctx, peer, origin{}, env)
+}
+
+// origin is where an envelope comes from, if not from a client.
+type origin struct {
+	key ed25519.PublicKey            // of the only sender that it may have; nil for any client
+	may func(to worker.Worker) error // whether it may be sent to that worker
 }
 
 // AdmitCall is Admit for an envelope that came by a worker's own door: its sender
 // has to be that worker's key, and its recipient of a type that the worker was
 // granted to call.
 func (g *Gate) AdmitCall(ctx context.Context, peer string, caller worker.Worker, env *workerv1.Envelope) (*Admission, error) {
-	return g.admit(ctx, peer, &caller, env)
+	return g.admit(ctx, peer, origin{caller.PublicKey, func(to worker.Worker) error {
+		return granted(caller, capability.Capability{Kind: capability.Call, Name: to.Type}.String(), CallNotGranted)
+	}}, env)
 }
 
-// admit admits what a client sent or, where there is one, a calling worker.
-func (g *Gate) admit(ctx context.Context, peer string, caller *worker.Worker, env *workerv1.Envelope) (*Admission, error) {
-	a, err := g.identify(ctx, peer, caller, env)
+// AdmitIngress is Admit for what came in by a worker's port, under a path that is
+// granted: the sender is the host itself, with that key.
+func (g *Gate) AdmitIngress(ctx context.Context, peer string, key ed25519.PublicKey, grant string, env *workerv1.Envelope) (*Admission, error) {
+	return g.admit(ctx, peer, origin{key, func(to worker.Worker) error { return granted(to, grant, IngressNotGranted) }}, env)
+}
+
+// granted says whether a worker has a grant.
+func granted(w worker.Worker, grant, code string) error {
+	if !slices.Contains(w.Grants, grant) {
+		return worker.Refuse(code, "worker %s was not granted %s", w.Serial, grant)
+	}
+	return nil
+}
+
+func (g *Gate) admit(ctx context.Context, peer string, from origin, env *workerv1.Envelope) (*Admission, error) {
+	a, err := g.identify(ctx, peer, from, env)
 	if err != nil {
 		return nil, g.refusals.unproven(peer, err)
 	}
-	if err := g.authorize(ctx, caller, a); err != nil {
+	if err := g.authorize(ctx, from, a); err != nil {
 		return nil, g.refusals.proven(ctx, peer, a, err)
 	}
 	return a, nil
@@ -153,7 +174,7 @@ func (g *Gate) Refused(ctx context.Context, peer string, a *Admission, err error
 
 // identify runs the checks up to the proof: until they hold, nothing that the
 // envelope says of its sender is known to be true.
-func (g *Gate) identify(ctx context.Context, peer string, caller *worker.Worker, env *workerv1.Envelope) (*Admission, error) {
+func (g *Gate) identify(ctx context.Context, peer string, from origin, env *workerv1.Envelope) (*Admission, error) {
 	if len(env.GetPayload()) > envelope.MaxPayload {
 		return nil, worker.Refuse(PayloadTooLarge, "payload of %d bytes, at most %d are carried", len(env.GetPayload()), envelope.MaxPayload)
 	}
@@ -168,7 +189,7 @@ func (g *Gate) identify(ctx context.Context, peer string, caller *worker.Worker,
 	if a.Worker, err = g.recipient(ctx, h.GetRecipient()); err != nil {
 		return nil, err
 	}
-	public, err := g.sender(ctx, caller, h.GetSender())
+	public, err := g.sender(ctx, from, h.GetSender())
 	if err != nil {
 		return nil, err
 	}
@@ -186,7 +207,7 @@ func (g *Gate) identify(ctx context.Context, peer string, caller *worker.Worker,
 
 // authorize runs the checks that follow the proof. The first that fails is
 // recorded in the sender's name.
-func (g *Gate) authorize(ctx context.Context, caller *worker.Worker, a *Admission) error {
+func (g *Gate) authorize(ctx context.Context, from origin, a *Admission) error {
 	if err := g.seen.insert(a.Header); err != nil {
 		return err
 	}
@@ -196,8 +217,10 @@ func (g *Gate) authorize(ctx context.Context, caller *worker.Worker, a *Admissio
 	// Policy is a fixed rule until there are policies to write: an enrolled
 	// client may ask any living worker for any of its kinds, a worker those of the
 	// types that it was granted.
-	if may := (capability.Capability{Kind: capability.Call, Name: a.Worker.Type}); caller != nil && !slices.Contains(caller.Grants, may.String()) {
-		return worker.Refuse(CallNotGranted, "worker %s was not granted %s", caller.Serial, may)
+	if from.may != nil {
+		if err := from.may(a.Worker); err != nil {
+			return err
+		}
 	}
 	return g.schemas.check(ctx, a.Worker, a.Header.GetKind(), a.Envelope.GetPayload())
 }
@@ -228,12 +251,12 @@ func (g *Gate) recipient(ctx context.Context, recipient string) (worker.Worker, 
 	return w, nil
 }
 
-func (g *Gate) sender(ctx context.Context, caller *worker.Worker, id string) (ed25519.PublicKey, error) {
-	if caller != nil {
-		if id != envelope.ClientID(caller.PublicKey) {
+func (g *Gate) sender(ctx context.Context, from origin, id string) (ed25519.PublicKey, error) {
+	if from.key != nil {
+		if id != envelope.ClientID(from.key) {
 			return nil, worker.Refuse(SenderUnknown, "a worker sends in its own name only")
 		}
-		return caller.PublicKey, nil
+		return from.key, nil
 	}
 	name, public, revoked, err := g.Directory.Client(ctx, id)
 	switch {

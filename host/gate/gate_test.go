@@ -49,7 +49,7 @@ func newWorld() *world {
 func (w *world) Worker(_ context.Context, s worker.Serial) (worker.Worker, error) {
 	switch s {
 	case liveSerial:
-		return worker.Worker{Serial: s, Type: "template", TypeVersion: "1.0.0", PluginDigest: "d1", State: worker.StateLive}, nil
+		return worker.Worker{Serial: s, Type: "template", TypeVersion: "1.0.0", PluginDigest: "d1", State: worker.StateLive, Grants: []string{"ingress:hooks"}}, nil
 	case retiredSerial:
 		return worker.Worker{Serial: s, State: worker.StateRetired}, nil
 	case failedSerial:

@@ -43,6 +43,7 @@ type Keyring struct {
 	ca         Key
 	manifest   Key
 	stamp      Key
+	ingress    Key
 	signer     note.Signer
 	checkpoint string // the verifier key of signer
 }
@@ -88,6 +89,7 @@ func derive(seed []byte) (*Keyring, error) {
 		{"dals manifest v1", &k.manifest},
 		{"dals stamp v1", &k.stamp},
 		{"dals checkpoint v1", &checkpoint},
+		{"dals ingress v1", &k.ingress},
 	} {
 		s, err := hkdf.Key(sha256.New, seed, nil, d.use, ed25519.SeedSize)
 		if err != nil {
@@ -117,6 +119,10 @@ func (k *Keyring) Manifest() Key { return k.manifest }
 
 // Stamp is the key that signs delivery stamps.
 func (k *Keyring) Stamp() Key { return k.stamp }
+
+// Ingress is the key that signs the host's own envelopes, of what came in by
+// workers' ports.
+func (k *Keyring) Ingress() Key { return k.ingress }
 
 // CheckpointSigner signs the record's checkpoints; its name is their origin.
 func (k *Keyring) CheckpointSigner() note.Signer { return k.signer }

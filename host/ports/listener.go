@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,6 +31,7 @@ type Listener struct {
 	port   int
 	server *http.Server
 	view   atomic.Pointer[func() Health]
+	in     atomic.Pointer[http.HandlerFunc]
 	served sync.WaitGroup // the goroutines that accept
 	conns  sync.WaitGroup // connections whose goroutine has not ended
 	close  func() error
@@ -63,6 +65,9 @@ func (l *Listener) Port() int { return l.port }
 // request, must not block, and may be replaced. Before the first the worker is
 // neither live nor ready.
 func (l *Listener) View(view func() Health) { l.view.Store(&view) }
+
+// Take has requests under /in/ answered by h; until then they are not found.
+func (l *Listener) Take(h http.HandlerFunc) { l.in.Store(&h) }
 
 // Close frees the port and ends what is being served: it returns once nothing
 // of it runs any more, which is at once but for the half second that the server
@@ -100,6 +105,10 @@ func (l *Listener) handler() http.Handler {
 		case "127.0.0.1:" + port, "localhost:" + port, "[::1]:" + port:
 		default:
 			http.Error(w, "this port answers to its own names only", http.StatusMisdirectedRequest)
+			return
+		}
+		if in := l.in.Load(); in != nil && strings.HasPrefix(r.URL.Path, "/in/") {
+			(*in)(w, r)
 			return
 		}
 		if r.Method != http.MethodGet && r.Method != http.MethodHead {

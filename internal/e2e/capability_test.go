@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"encoding/pem"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -36,7 +37,7 @@ func newOutside(t *testing.T, h *host) outside {
 	o := outside{address: server.Listener.Addr().String(), url: server.URL}
 	o.ca = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}))
 	file := filepath.Join(t.TempDir(), "dals-worker-wanderer")
-	build := exec.Command("go", "build", "-o", file, "-ldflags", "-X 'main.asks="+o.grant()+" egress:"+nowhere+":443 call:template call:wanderer'", "github.com/dals-host/dals-host/internal/e2e/wanderer")
+	build := exec.Command("go", "build", "-o", file, "-ldflags", "-X 'main.asks="+o.grant()+" egress:"+nowhere+":443 call:template call:wanderer ingress:hooks'", "github.com/dals-host/dals-host/internal/e2e/wanderer")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if text, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, text)
@@ -88,7 +89,7 @@ func TestEgress(t *testing.T) {
 	launchers(t, func(t *testing.T, h *host) {
 		o := newOutside(t, h)
 		w := h.forgeGranted("far", o.grant())
-		if !slices.Equal(w.Grants, []string{o.grant()}) || !slices.Equal(w.NotGranted, []string{"egress:" + nowhere + ":443", "call:template", "call:wanderer"}) {
+		if !slices.Equal(w.Grants, []string{o.grant()}) || !slices.Equal(w.NotGranted, []string{"egress:" + nowhere + ":443", "call:template", "call:wanderer", "ingress:hooks"}) {
 			t.Errorf("granted %q, not granted %q", w.Grants, w.NotGranted)
 		}
 		said := h.mustSend("far", "wanderer.grants", struct{}{})
@@ -188,7 +189,7 @@ func TestNoGrant(t *testing.T) {
 				}
 				h.checkNoWayOut(name, o)
 			}
-			h.checkNames(o)
+			h.checkNames()
 		}
 		if _, err := h.client.Retire(t.Context(), "other", 0); err != nil {
 			t.Fatal(err)
@@ -208,7 +209,7 @@ func TestNoGrant(t *testing.T) {
 
 // checkNames: the worker other has a name of its own, on a port below 1024, and
 // no other name is known to it.
-func (h *host) checkNames(o outside) {
+func (h *host) checkNames() {
 	h.t.Helper()
 	said := h.mustSend("other", "wanderer.lookup", map[string]any{"text": nowhere})
 	if !strings.Contains(string(said.Result), `["127.0.1.1"]`) {
@@ -294,4 +295,79 @@ func (h *host) checkCall(said client.Result, caller, called client.Worker) {
 	if last := asked[len(asked)-1]; calls[0].Deadline.After(last.Deadline) {
 		h.t.Errorf("until %s, its caller until %s", calls[0].Deadline, last.Deadline)
 	}
+}
+
+// request puts one HTTP request to a worker's port.
+func (h *host) request(w client.Worker, method, path, body string, header ...string) (*http.Response, string) {
+	h.t.Helper()
+	r, err := http.NewRequest(method, fmt.Sprintf("http://127.0.0.1:%d%s", w.Port, path), strings.NewReader(body))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	for i := 0; i < len(header); i += 2 {
+		r.Header.Set(header[i], header[i+1])
+	}
+	c := http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, Timeout: patience}
+	resp, err := c.Do(r)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	if resp.Header.Get("X-Content-Type-Options") != "nosniff" || strings.Contains(resp.Header.Get("Content-Type"), "html") {
+		h.t.Errorf("%s %s: %v", method, path, resp.Header)
+	}
+	return resp, string(text)
+}
+
+// TestIngress: requests come in where that was granted, as the host's envelopes,
+// and nothing goes out that a browser would run.
+func TestIngress(t *testing.T) {
+	t.Parallel()
+	launchers(t, func(t *testing.T, h *host) {
+		newOutside(t, h)
+		w := h.forgeGranted("in", "ingress:hooks")
+		resp, text := h.request(w, "POST", "/in/hooks/a?b=c", "hello", "X-Some", "thing")
+		if resp.StatusCode != 202 || text != `"POST hooks/a b=c thing HELLO"` || resp.Header.Get("Content-Type") != "application/json" {
+			t.Errorf("%d %s %v", resp.StatusCode, text, resp.Header)
+		}
+		if in := h.admitted("wanderer.ingress"); len(in) != 1 || in[0].WorkerSerial != w.WorkerSerial || in[0].CallerSerial != "" {
+			t.Errorf("admitted %+v", in)
+		}
+		resp, text = h.request(w, "GET", "/in/hooks/page", "")
+		if resp.StatusCode != 200 || resp.Header.Get("Content-Type") != "application/octet-stream" || !strings.Contains(text, "<script>") {
+			t.Errorf("%d %s %v", resp.StatusCode, text, resp.Header)
+		}
+		for _, c := range []struct {
+			method, path string
+			header       []string
+			status       int
+		}{
+			{"GET", "/in/hooks/elsewhere", nil, 502}, {"GET", "/in/hooks/nonsense", nil, 502}, {"GET", "/in/hooks/fail", nil, 502},
+			{"GET", "/in/", nil, 404}, {"GET", "/in/hook", nil, 404}, {"GET", "/in/hooks2", nil, 404}, {"GET", "/in/hooks/../x", nil, 404},
+			{"GET", "/in/hooks//a", nil, 404}, {"GET", "/in/hooks/%2e%2e/x", nil, 404}, {"TRACE", "/in/hooks", nil, 405},
+			{"POST", "/in/hooks", []string{"Sec-Fetch-Site", "cross-site"}, 403}, {"POST", "/in/hooks", []string{"Origin", "https://example.org"}, 403},
+			{"POST", "/healthz", nil, 405},
+		} {
+			if resp, text := h.request(w, c.method, c.path, "", c.header...); resp.StatusCode != c.status || strings.Contains(text, "secret") {
+				t.Errorf("%s %s: %d %s", c.method, c.path, resp.StatusCode, text)
+			}
+		}
+		if resp, _ := h.request(w, "POST", "/in/hooks", strings.Repeat("x", 1<<20+1)); resp.StatusCode != 413 {
+			t.Errorf("too much: %d", resp.StatusCode)
+		}
+		other := h.forgeGranted("home")
+		if resp, _ := h.request(other, "GET", "/in/hooks", ""); resp.StatusCode != 404 {
+			t.Errorf("without a grant: %d", resp.StatusCode)
+		}
+		if _, err := h.client.Stop(t.Context(), "in", 0); err != nil {
+			t.Fatal(err)
+		}
+		if resp, text := h.request(w, "GET", "/in/hooks", ""); resp.StatusCode != 503 || !strings.Contains(text, "worker_unavailable") {
+			t.Errorf("stopped: %d %s", resp.StatusCode, text)
+		}
+	})
 }

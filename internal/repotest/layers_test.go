@@ -28,7 +28,7 @@ var layers = slices.Concat(
 		"mechanisms do not import each other; host joins them"),
 	each([]string{"catalog"}, append([]string{"host/launch/containerd"}, mechanisms...),
 		"the catalog probes binaries in a container cage; above the mechanisms nothing imports its sibling"),
-	each([]string{"forge", "gate", "broker", "supervise", "control", "care", "dashboard", "door"}, mechanisms,
+	each([]string{"forge", "gate", "broker", "supervise", "control", "care", "dashboard", "door", "ingress"}, mechanisms,
 		"siblings above the mechanisms declare what they need as interfaces; host joins them"),
 	[]layer{
 		{"host", []string{"host/...", "sdk/..."}, "the composition root joins everything in the host; only commands stand above it"},

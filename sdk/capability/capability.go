@@ -3,6 +3,7 @@
 //
 //	egress:HOST:PORT   TCP connections to that name or address, through the host
 //	call:TYPE          tasks of workers of that type, through the host
+//	ingress:PATH       HTTP requests under /in/PATH on the worker's port
 //
 // Every capability has one spelling, which Parse reads and String writes; what it
 // does not know it refuses. The package is data and pure functions, safe for
@@ -26,6 +27,8 @@ type Kind string
 const (
 	Egress Kind = "egress" // to connect to one host and port
 	Call   Kind = "call"   // to ask workers of one type for their tasks
+
+	Ingress Kind = "ingress" // to be asked by HTTP
 )
 
 // The bounds of what one worker may ask for or be granted.
@@ -41,7 +44,8 @@ type Capability struct {
 	// a dot at its end, or an IP address as netip.Addr writes it.
 	Host string
 	Port uint16
-	// Name is the type that Call may ask.
+	// Name is the type that Call may ask, or the path of Ingress: names of lower-case
+	// letters, digits, '_', '-' and '.' with a slash between them.
 	Name string
 }
 
@@ -60,8 +64,13 @@ func Parse(text string) (Capability, error) {
 		if !typeForm.MatchString(rest) {
 			err = errors.New("write it as call:TYPE")
 		}
+	case Ingress:
+		c = Capability{Kind: Ingress, Name: rest}
+		if len(rest) > maxPath || !pathForm.MatchString(rest) {
+			err = errors.New("write it as ingress:PATH, as in ingress:hooks/incoming")
+		}
 	default:
-		return Capability{}, fmt.Errorf("capability %q is of no known kind: use egress:HOST:PORT or call:TYPE", text)
+		return Capability{}, fmt.Errorf("capability %q is of no known kind: use egress:HOST:PORT, call:TYPE or ingress:PATH", text)
 	}
 	if err != nil {
 		return Capability{}, fmt.Errorf("capability %q: %w", text, err)
@@ -99,13 +108,17 @@ func (c Capability) Literal() (netip.Addr, bool) {
 }
 
 var (
+	pathForm  = regexp.MustCompile(`^[a-z0-9][a-z0-9_.-]*(/[a-z0-9][a-z0-9_.-]*)*$`)
 	typeForm  = regexp.MustCompile(`^[a-z][a-z0-9_]{0,31}$`)
 	labelForm = regexp.MustCompile(`^[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?$`)
 	// numberForm is a last label that some would read as a part of an address.
 	numberForm = regexp.MustCompile(`^([0-9]+|0x[0-9a-f]*)$`)
 )
 
-const maxName = 253
+const (
+	maxName = 253
+	maxPath = 128
+)
 
 func parseEgress(rest string) (Capability, error) {
 	i := strings.LastIndexByte(rest, ':')

@@ -11,7 +11,7 @@ func TestParse(t *testing.T) {
 	t.Parallel()
 	for _, text := range []string{
 		"egress:example.org:443", "egress:xn--bcher-kva.example:1", "egress:db_1.local:65535",
-		"egress:10.0.0.1:5432", "egress:127.0.0.1:443", "call:template", "call:a_1", "egress:169.254.169.254:80", "egress:[2001:db8::1]:443", "egress:[::1]:8443",
+		"egress:10.0.0.1:5432", "egress:127.0.0.1:443", "call:template", "call:a_1", "ingress:hooks", "ingress:a/b.c/d-e_f", "egress:169.254.169.254:80", "egress:[2001:db8::1]:443", "egress:[::1]:8443",
 	} {
 		c, err := Parse(text)
 		if err != nil || c.String() != text {
@@ -21,6 +21,14 @@ func TestParse(t *testing.T) {
 	for text, says := range map[string]string{
 		"":                                    "no known kind",
 		"egress":                              "egress:HOST:PORT",
+		"ingress:":                            "ingress:PATH",
+		"ingress:/a":                          "ingress:PATH",
+		"ingress:a/":                          "ingress:PATH",
+		"ingress:a//b":                        "ingress:PATH",
+		"ingress:a/../b":                      "ingress:PATH",
+		"ingress:A":                           "ingress:PATH",
+		"ingress:a?b":                         "ingress:PATH",
+		"ingress:a%2fb":                       "ingress:PATH",
 		"call":                                "call:TYPE",
 		"call:":                               "call:TYPE",
 		"call:Template":                       "call:TYPE",
@@ -121,6 +129,7 @@ func FuzzParse(f *testing.F) {
 	} {
 		f.Add(seed)
 		f.Add("call:" + seed)
+		f.Add("ingress:" + seed)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
 		c, err := Parse(text)

@@ -58,6 +58,7 @@ func main() {
 			sdk.Func("wanderer.dial", "Connects to an address and says how that went.", dial),
 			sdk.Func("wanderer.relay", "Calls another worker and gives its output.", relay),
 			sdk.Func("wanderer.loop", "Calls another wanderer, which does the same.", loop),
+			sdk.Ingress("wanderer", "Answers what comes in.", answer),
 			sdk.Func("wanderer.escape", "Says by which other ways it got out.", escape),
 		},
 	})
@@ -121,6 +122,22 @@ func relay(ctx context.Context, in call) (text, error) {
 func loop(ctx context.Context, in struct{}) (text, error) {
 	out, err := sdk.FromContext(ctx).Call(ctx, "wanderer.loop", in)
 	return text{string(out)}, err
+}
+
+// answer says what it was asked, and on request what nobody should be served.
+func answer(_ context.Context, r sdk.IngressRequest) (sdk.IngressResponse, error) {
+	switch r.Path {
+	case "hooks/page":
+		return sdk.IngressResponse{Body: []byte("<script>alert(1)</script>")}, nil
+	case "hooks/elsewhere":
+		return sdk.IngressResponse{Status: http.StatusFound}, nil
+	case "hooks/nonsense":
+		return sdk.IngressResponse{JSON: true, Body: []byte("{")}, nil
+	case "hooks/fail":
+		return sdk.IngressResponse{}, errors.New("a secret")
+	}
+	body := fmt.Sprintf("%q", strings.Join([]string{r.Method, r.Path, r.Query, strings.Join(r.Header["X-Some"], ","), strings.ToUpper(string(r.Body))}, " "))
+	return sdk.IngressResponse{Status: http.StatusAccepted, JSON: true, Body: []byte(body)}, nil
 }
 
 // escape tries what a grant is not needed for, if there is any such way.
