@@ -113,12 +113,16 @@ func TestRefusedAddresses(t *testing.T) {
 		"::ffff:127.0.0.1", "::ffff:169.254.169.254", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "64:ff9b:1::a00:1", "2002:7f00:1::", "2002:a9fe:a9fe::1",
 		"2001::1", "2001:0:7f00:1::", "2001:db8::1", "3fff::1", "5f00::1",
 	} {
+		server.mu.Lock()
 		answer = []netip.Addr{netip.MustParseAddr(addr)}
+		server.mu.Unlock()
 		if _, _, code := r.ask("example.org:443", ""); code != EgressAddressRefused {
 			t.Errorf("%s: %q", addr, code)
 		}
 	}
+	server.mu.Lock()
 	answer = nil
+	server.mu.Unlock()
 	if _, _, code := r.ask("example.org:443", ""); code != EgressUnresolved {
 		t.Errorf("of no such name: %q", code)
 	}

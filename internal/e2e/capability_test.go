@@ -298,7 +298,7 @@ func (h *host) checkCall(said client.Result, caller, called client.Worker) {
 }
 
 // request puts one HTTP request to a worker's port.
-func (h *host) request(w client.Worker, method, path, body string, header ...string) (*http.Response, string) {
+func (h *host) request(w client.Worker, method, path, body string, header ...string) (status int, contentType, text string) {
 	h.t.Helper()
 	r, err := http.NewRequest(method, fmt.Sprintf("http://127.0.0.1:%d%s", w.Port, path), strings.NewReader(body))
 	if err != nil {
@@ -313,14 +313,14 @@ func (h *host) request(w client.Worker, method, path, body string, header ...str
 		h.t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
+	data, err := io.ReadAll(resp.Body)
 	if err != nil {
 		h.t.Fatal(err)
 	}
 	if resp.Header.Get("X-Content-Type-Options") != "nosniff" || strings.Contains(resp.Header.Get("Content-Type"), "html") {
 		h.t.Errorf("%s %s: %v", method, path, resp.Header)
 	}
-	return resp, string(text)
+	return resp.StatusCode, resp.Header.Get("Content-Type"), string(data)
 }
 
 // TestIngress: requests come in where that was granted, as the host's envelopes,
@@ -330,44 +330,52 @@ func TestIngress(t *testing.T) {
 	launchers(t, func(t *testing.T, h *host) {
 		newOutside(t, h)
 		w := h.forgeGranted("in", "ingress:hooks")
-		resp, text := h.request(w, "POST", "/in/hooks/a?b=c", "hello", "X-Some", "thing")
-		if resp.StatusCode != 202 || text != `"POST hooks/a b=c thing HELLO"` || resp.Header.Get("Content-Type") != "application/json" {
-			t.Errorf("%d %s %v", resp.StatusCode, text, resp.Header)
+		status, kind, text := h.request(w, "POST", "/in/hooks/a?b=c", "hello", "X-Some", "thing")
+		if status != 202 || text != `"POST hooks/a b=c thing HELLO"` || kind != "application/json" {
+			t.Errorf("%d %s %s", status, kind, text)
 		}
 		if in := h.admitted("wanderer.ingress"); len(in) != 1 || in[0].WorkerSerial != w.WorkerSerial || in[0].CallerSerial != "" {
 			t.Errorf("admitted %+v", in)
 		}
-		resp, text = h.request(w, "GET", "/in/hooks/page", "")
-		if resp.StatusCode != 200 || resp.Header.Get("Content-Type") != "application/octet-stream" || !strings.Contains(text, "<script>") {
-			t.Errorf("%d %s %v", resp.StatusCode, text, resp.Header)
+		status, kind, text = h.request(w, "GET", "/in/hooks/page", "")
+		if status != 200 || kind != "application/octet-stream" || !strings.Contains(text, "<script>") {
+			t.Errorf("%d %s %s", status, kind, text)
 		}
 		for _, c := range []struct {
 			method, path string
 			header       []string
 			status       int
 		}{
-			{"GET", "/in/hooks/elsewhere", nil, 502}, {"GET", "/in/hooks/nonsense", nil, 502}, {"GET", "/in/hooks/fail", nil, 502},
-			{"GET", "/in/", nil, 404}, {"GET", "/in/hook", nil, 404}, {"GET", "/in/hooks2", nil, 404}, {"GET", "/in/hooks/../x", nil, 404},
-			{"GET", "/in/hooks//a", nil, 404}, {"GET", "/in/hooks/%2e%2e/x", nil, 404}, {"TRACE", "/in/hooks", nil, 405},
-			{"POST", "/in/hooks", []string{"Sec-Fetch-Site", "cross-site"}, 403}, {"POST", "/in/hooks", []string{"Origin", "https://example.org"}, 403},
+			{"GET", "/in/hooks/elsewhere", nil, 502},
+			{"GET", "/in/hooks/nonsense", nil, 502},
+			{"GET", "/in/hooks/fail", nil, 502},
+			{"GET", "/in/", nil, 404},
+			{"GET", "/in/hook", nil, 404},
+			{"GET", "/in/hooks2", nil, 404},
+			{"GET", "/in/hooks/../x", nil, 404},
+			{"GET", "/in/hooks//a", nil, 404},
+			{"GET", "/in/hooks/%2e%2e/x", nil, 404},
+			{"TRACE", "/in/hooks", nil, 405},
+			{"POST", "/in/hooks", []string{"Sec-Fetch-Site", "cross-site"}, 403},
+			{"POST", "/in/hooks", []string{"Origin", "https://example.org"}, 403},
 			{"POST", "/healthz", nil, 405},
 		} {
-			if resp, text := h.request(w, c.method, c.path, "", c.header...); resp.StatusCode != c.status || strings.Contains(text, "secret") {
-				t.Errorf("%s %s: %d %s", c.method, c.path, resp.StatusCode, text)
+			if status, _, text := h.request(w, c.method, c.path, "", c.header...); status != c.status || strings.Contains(text, "secret") {
+				t.Errorf("%s %s: %d %s", c.method, c.path, status, text)
 			}
 		}
-		if resp, _ := h.request(w, "POST", "/in/hooks", strings.Repeat("x", 1<<20+1)); resp.StatusCode != 413 {
-			t.Errorf("too much: %d", resp.StatusCode)
+		if status, _, _ := h.request(w, "POST", "/in/hooks", strings.Repeat("x", 1<<20+1)); status != 413 {
+			t.Errorf("too much: %d", status)
 		}
 		other := h.forgeGranted("home")
-		if resp, _ := h.request(other, "GET", "/in/hooks", ""); resp.StatusCode != 404 {
-			t.Errorf("without a grant: %d", resp.StatusCode)
+		if status, _, _ := h.request(other, "GET", "/in/hooks", ""); status != 404 {
+			t.Errorf("without a grant: %d", status)
 		}
 		if _, err := h.client.Stop(t.Context(), "in", 0); err != nil {
 			t.Fatal(err)
 		}
-		if resp, text := h.request(w, "GET", "/in/hooks", ""); resp.StatusCode != 503 || !strings.Contains(text, "worker_unavailable") {
-			t.Errorf("stopped: %d %s", resp.StatusCode, text)
+		if status, _, text := h.request(w, "GET", "/in/hooks", ""); status != 503 || !strings.Contains(text, "worker_unavailable") {
+			t.Errorf("stopped: %d %s", status, text)
 		}
 	})
 }
