@@ -38,6 +38,7 @@ const (
 	maxBody     = 1 << 20 // bytes
 	inRate      = 50      // a second, in the long run
 	inBurst     = 100
+	atOnce      = 16 // fewer than a port has connections: its health is asked for too
 	taskTimeout = 30 * time.Second
 	slack       = 10 * time.Second // to write the answer
 )
@@ -67,20 +68,26 @@ type Gateway struct {
 	Config
 	origin *http.CrossOriginProtection
 
-	mu    sync.Mutex
-	rates map[worker.Serial]*rate.Limiter
+	mu     sync.Mutex
+	places map[worker.Serial]*place
+}
+
+// place bounds the requests to one worker.
+type place struct {
+	rate  *rate.Limiter
+	slots chan struct{} // full when no more may be under way
 }
 
 // New makes a Gateway.
 func New(c Config) *Gateway {
-	return &Gateway{Config: c, origin: http.NewCrossOriginProtection(), rates: map[worker.Serial]*rate.Limiter{}}
+	return &Gateway{Config: c, origin: http.NewCrossOriginProtection(), places: map[worker.Serial]*place{}}
 }
 
 // Forget drops what is known of a worker that will not come back.
 func (g *Gateway) Forget(serial worker.Serial) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	delete(g.rates, serial)
+	delete(g.places, serial)
 }
 
 // problem is why a request is not answered by its worker.
@@ -123,13 +130,16 @@ func (g *Gateway) take(serial worker.Serial, w http.ResponseWriter, r *http.Requ
 	switch {
 	case granted == "":
 		return nil, &problem{http.StatusNotFound, "not found"}
-	case g.origin.Check(r) != nil: // a page of somebody else's in a browser of this machine
+	case g.origin.Check(r) != nil || isOfOtherSite(r): // a page of somebody else's in a browser of this machine
 		return nil, &problem{http.StatusForbidden, "this is not for pages of other origins"}
 	case !slices.Contains([]string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete}, r.Method):
 		return nil, &problem{http.StatusMethodNotAllowed, "use GET, POST, PUT, PATCH or DELETE"}
-	case !g.limiter(serial).Allow():
-		return nil, &problem{http.StatusTooManyRequests, fmt.Sprintf("more than %d requests a second", inRate)}
 	}
+	leave, err := g.enter(serial)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
 		return nil, &problem{http.StatusRequestEntityTooLarge, fmt.Sprintf("more than %d bytes", maxBody)}
@@ -152,6 +162,13 @@ func (g *Gateway) take(serial worker.Serial, w http.ResponseWriter, r *http.Requ
 	return read(result)
 }
 
+// isOfOtherSite says whether a browser asks for a page of another site. A GET is not
+// safe here, as http.CrossOriginProtection takes it to be: it has a task done.
+func isOfOtherSite(r *http.Request) bool {
+	site := r.Header.Get("Sec-Fetch-Site")
+	return site != "" && site != "none" && site != "same-origin"
+}
+
 // match is the grant that a path falls under, the most particular one, or "". A
 // path that has other spellings falls under none.
 func match(grants []string, full string) (found string) {
@@ -171,15 +188,29 @@ func match(grants []string, full string) (found string) {
 	return found
 }
 
-func (g *Gateway) limiter(serial worker.Serial) *rate.Limiter {
+// enter takes a place among the requests to a worker.
+func (g *Gateway) enter(serial worker.Serial) (leave func(), err error) {
+	p := g.place(serial)
+	if !p.rate.Allow() {
+		return nil, &problem{http.StatusTooManyRequests, fmt.Sprintf("more than %d requests a second", inRate)}
+	}
+	select {
+	case p.slots <- struct{}{}:
+		return func() { <-p.slots }, nil
+	default:
+		return nil, &problem{http.StatusTooManyRequests, fmt.Sprintf("more than %d requests at a time", atOnce)}
+	}
+}
+
+func (g *Gateway) place(serial worker.Serial) *place {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	l := g.rates[serial]
-	if l == nil {
-		l = rate.NewLimiter(inRate, inBurst)
-		g.rates[serial] = l
+	p := g.places[serial]
+	if p == nil {
+		p = &place{rate.NewLimiter(inRate, inBurst), make(chan struct{}, atOnce)}
+		g.places[serial] = p
 	}
-	return l
+	return p
 }
 
 // envelope is the request as the worker gets it, signed by the host.

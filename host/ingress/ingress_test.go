@@ -163,6 +163,52 @@ func TestRate(t *testing.T) {
 	}
 }
 
+// TestOtherSites: a page in a browser of this machine has nothing done, not even by
+// a GET.
+func TestOtherSites(t *testing.T) {
+	t.Parallel()
+	w, h := newWorld(t)
+	w.payload = []byte(`{"status":200,"json":false,"body":""}`)
+	for site, want := range map[string]int{"cross-site": 403, "same-site": 403, "none": 200, "same-origin": 200, "": 200} {
+		server := httptest.NewServer(h)
+		r, err := http.NewRequest(http.MethodGet, server.URL+"/in/hooks", http.NoBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if site != "" {
+			r.Header.Set("Sec-Fetch-Site", site)
+		}
+		resp, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		server.Close()
+		if resp.StatusCode != want {
+			t.Errorf("%q: %d", site, resp.StatusCode)
+		}
+	}
+}
+
+// TestAtOnce: requests that wait for the worker leave the port room to answer.
+func TestAtOnce(t *testing.T) {
+	t.Parallel()
+	g := New(Config{})
+	for range atOnce {
+		if _, err := g.enter(nora); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := g.enter(nora); err == nil {
+		t.Error("one more was taken")
+	}
+	if leave, err := g.enter("DMN-TP-1-deadbeef-00002"); err != nil {
+		t.Error(err)
+	} else {
+		leave()
+	}
+}
+
 func FuzzRead(f *testing.F) {
 	f.Add([]byte(`{"status":200,"json":true,"body":"e30="}`))
 	f.Add([]byte(`{"status":1e2,"body":[]}`))

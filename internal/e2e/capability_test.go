@@ -357,6 +357,7 @@ func TestIngress(t *testing.T) {
 			{"GET", "/in/hooks/%2e%2e/x", nil, 404},
 			{"TRACE", "/in/hooks", nil, 405},
 			{"POST", "/in/hooks", []string{"Sec-Fetch-Site", "cross-site"}, 403},
+			{"GET", "/in/hooks", []string{"Sec-Fetch-Site", "cross-site"}, 403},
 			{"POST", "/in/hooks", []string{"Origin", "https://example.org"}, 403},
 			{"POST", "/healthz", nil, 405},
 		} {
