@@ -72,8 +72,8 @@ func (c *checkedType) serveFolder(ctx context.Context, f *folder, dir string, lo
 	integrity := newIntegrity(f, c.bounds.recheck, log)
 	defer integrity.looks.Wait()
 	if !integrity.sealed {
-		leave, err := w.useGrants(f)
-		if err != nil {
+		var leave func()
+		if leave, err = w.useGrants(f); err != nil {
 			return err
 		}
 		defer leave()

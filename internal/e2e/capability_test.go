@@ -23,18 +23,18 @@ import (
 // nowhere is a name that no resolver knows.
 const nowhere = "nowhere.invalid"
 
-// outside is a real TLS server on this machine, and a wanderer that asks for it.
-type outside struct {
+// outpost is a real TLS server on this machine, and a wanderer that asks for it.
+type outpost struct {
 	address, url, ca string
 }
 
-// newOutside starts the server, builds a wanderer that asks for it and for
+// newOutpost starts the server, builds a wanderer that asks for it and for
 // nowhere, and drops it into the host.
-func newOutside(t *testing.T, h *host) outside {
+func newOutpost(t *testing.T, h *host) outpost {
 	t.Helper()
 	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "hello from ", r.Host) }))
 	t.Cleanup(server.Close)
-	o := outside{address: server.Listener.Addr().String(), url: server.URL}
+	o := outpost{address: server.Listener.Addr().String(), url: server.URL}
 	o.ca = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}))
 	file := filepath.Join(t.TempDir(), "dals-worker-wanderer")
 	build := exec.Command("go", "build", "-o", file, "-ldflags", "-X 'main.asks="+o.grant()+" egress:"+nowhere+":443 call:template call:wanderer ingress:hooks'", "github.com/dals-host/dals-host/internal/e2e/wanderer")
@@ -56,9 +56,9 @@ func newOutside(t *testing.T, h *host) outside {
 	return o
 }
 
-func (o outside) grant() string { return "egress:" + o.address }
+func (o outpost) grant() string { return "egress:" + o.address }
 
-func (o outside) fetch(bySDK bool) map[string]any {
+func (o outpost) fetch(bySDK bool) map[string]any {
 	return map[string]any{"url": o.url, "ca": o.ca, "sdk": bySDK}
 }
 
@@ -87,7 +87,7 @@ func (h *host) entriesOf(serial string, kinds ...record.Kind) (found []record.En
 func TestEgress(t *testing.T) {
 	t.Parallel()
 	launchers(t, func(t *testing.T, h *host) {
-		o := newOutside(t, h)
+		o := newOutpost(t, h)
 		w := h.forgeGranted("far", o.grant())
 		if !slices.Equal(w.Grants, []string{o.grant()}) || !slices.Equal(w.NotGranted, []string{"egress:" + nowhere + ":443", "call:template", "call:wanderer", "ingress:hooks"}) {
 			t.Errorf("granted %q, not granted %q", w.Grants, w.NotGranted)
@@ -130,7 +130,7 @@ func TestEgress(t *testing.T) {
 }
 
 // checkTraffic: what goes through is counted.
-func (h *host) checkTraffic(o outside) {
+func (h *host) checkTraffic(o outpost) {
 	h.t.Helper()
 	h.mustSend("far", "wanderer.fetch", o.fetch(true))
 	h.eventually("bytes counted", func() error {
@@ -147,7 +147,7 @@ func (h *host) checkTraffic(o outside) {
 }
 
 // checkNoWayOut: in a container there is no way but those that were granted.
-func (h *host) checkNoWayOut(name string, o outside) {
+func (h *host) checkNoWayOut(name string, o outpost) {
 	h.t.Helper()
 	if h.launcher != "containerd" {
 		return // nothing is isolated
@@ -173,7 +173,7 @@ func (h *host) checkNoWayOut(name string, o outside) {
 func TestNoGrant(t *testing.T) {
 	t.Parallel()
 	launchers(t, func(t *testing.T, h *host) {
-		o := newOutside(t, h)
+		o := newOutpost(t, h)
 		h.forgeGranted("home")
 		if _, err := h.send("home", "wanderer.fetch", o.fetch(true)); err == nil || !strings.Contains(err.Error(), "not_granted") {
 			t.Errorf("without a grant: %v", err)
@@ -238,7 +238,7 @@ func (h *host) relay(from, kind string, input map[string]any) (client.Result, er
 func TestCall(t *testing.T) {
 	t.Parallel()
 	launchers(t, func(t *testing.T, h *host) {
-		newOutside(t, h)
+		newOutpost(t, h)
 		far := h.forgeGranted("far", "call:template", "call:wanderer")
 		hello := map[string]any{"message": "hello"}
 		if _, err := h.relay("far", "template.echo", hello); err == nil || !strings.Contains(err.Error(), "worker_unavailable") {
@@ -328,7 +328,7 @@ func (h *host) request(w client.Worker, method, path, body string, header ...str
 func TestIngress(t *testing.T) {
 	t.Parallel()
 	launchers(t, func(t *testing.T, h *host) {
-		newOutside(t, h)
+		newOutpost(t, h)
 		w := h.forgeGranted("in", "ingress:hooks")
 		status, kind, text := h.request(w, "POST", "/in/hooks/a?b=c", "hello", "X-Some", "thing")
 		if status != 202 || text != `"POST hooks/a b=c thing HELLO"` || kind != "application/json" {
