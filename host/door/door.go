@@ -2,7 +2,7 @@
 // grants has a door: a unix socket in a folder of its own that the host owns and
 // that the worker's launcher shows it read-only, so that a new host's socket
 // appears where the old one was. Through it the worker asks for TCP connections
-// (docs/adr/0015), which the host makes, and for tasks of other workers, which go
+// (docs/adr/0017), which the host makes, and for tasks of other workers, which go
 // through the host's gate.
 //
 // The socket's place says which worker it is, and the peer's uid has to be that

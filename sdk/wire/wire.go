@@ -33,7 +33,7 @@ const (
 )
 
 // A worker that was granted something reaches its host on Door in its folder:
-// HTTP/1.1, CONNECT HOST:PORT for a connection (docs/adr/0015); GET PickPath and a
+// HTTP/1.1, CONNECT HOST:PORT for a connection (docs/adr/0017); GET PickPath and a
 // type for the serial of a worker of that type; POST CallPath with an Envelope for
 // that worker, the headers DoorTask (envelope id, a slash, attempt: the task that
 // the caller works on) and DoorTimeout (milliseconds), for a SendResponse. What is
