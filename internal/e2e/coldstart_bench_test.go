@@ -17,7 +17,7 @@ func BenchmarkColdStart(b *testing.B) {
 			b.Run(fmt.Sprintf("%s/%d", launcher, registered), func(b *testing.B) {
 				h := newHost(b, launcher)
 				running := registered / 5
-				atOnce(b, registered, func(i int) error {
+				atOnce(b, registered, benchAtOnce, func(i int) error {
 					_, err := h.client.Forge(b.Context(), client.ForgeRequest{
 						Name: fmt.Sprintf("w%d", i), Type: "template", ClassCode: "A1", NoStart: i >= running,
 					})

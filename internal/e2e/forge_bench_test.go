@@ -45,9 +45,9 @@ func forgeAgainstCtr(b *testing.B, ours, ctrs string) {
 	for round := 1; b.Loop(); round++ {
 		var forged, ran cost
 		if round%2 == 0 {
-			forged, ran = forgeAll(b, ours, steps), c.runAll()
+			forged, ran = forgeAll(b, ours, benchWorkers, benchAtOnce, steps), c.runAll()
 		} else {
-			ran, forged = c.runAll(), forgeAll(b, ours, steps)
+			ran, forged = c.runAll(), forgeAll(b, ours, benchWorkers, benchAtOnce, steps)
 		}
 		forge, ctr = append(forge, forged.perSecond()), append(ctr, ran.perSecond())
 		forgeCPU, ctrCPU = append(forgeCPU, forged.cpuEach()), append(ctrCPU, ran.cpuEach())
@@ -90,11 +90,11 @@ func median(v []float64) float64 {
 }
 
 // forgeAll forges the workers on a new host and takes it down.
-func forgeAll(b *testing.B, runtime string, steps map[string][]float64) cost {
+func forgeAll(b *testing.B, runtime string, n, width int, steps map[string][]float64) cost {
 	b.Helper()
 	h := newContainerHost(b, runtime)
 	h.forge("warm", "template") // the image and the page cache
-	c := measure(b, func(i int) error {
+	c := measure(b, n, width, func(i int) error {
 		_, err := h.client.Forge(b.Context(), client.ForgeRequest{Name: fmt.Sprintf("w%d", i), Type: "template", ClassCode: "A1"})
 		return err
 	})
@@ -105,26 +105,34 @@ func forgeAll(b *testing.B, runtime string, steps map[string][]float64) cost {
 
 // cost is what all of the workers cost.
 type cost struct {
+	n    int
 	took time.Duration
 	cpu  time.Duration // the whole machine's
+	each []float64     // of each worker alone, in milliseconds
 }
 
-func (c cost) perSecond() float64 { return benchWorkers / c.took.Seconds() }
+func (c cost) perSecond() float64 { return float64(c.n) / c.took.Seconds() }
 
 // cpuEach is in milliseconds.
-func (c cost) cpuEach() float64 { return c.cpu.Seconds() * 1000 / benchWorkers }
+func (c cost) cpuEach() float64 { return c.cpu.Seconds() * 1000 / float64(c.n) }
 
 // rest is how long the machine is left alone before it is measured: memory that
 // has just been freed is cheaper to get than any other.
 const rest = 4 * time.Second
 
-// measure runs one call for each worker, benchAtOnce at a time.
-func measure(b *testing.B, call func(i int) error) cost {
+// measure runs one call for each of n workers, so many at a time.
+func measure(b *testing.B, n, width int, call func(i int) error) cost {
 	b.Helper()
 	time.Sleep(rest)
+	each := make([]float64, n)
 	cpu, began := cpuTime(b), time.Now()
-	atOnce(b, benchWorkers, call)
-	return cost{took: time.Since(began), cpu: cpuTime(b) - cpu}
+	atOnce(b, n, width, func(i int) error {
+		began := time.Now()
+		err := call(i)
+		each[i] = time.Since(began).Seconds() * 1000
+		return err
+	})
+	return cost{n: n, took: time.Since(began), cpu: cpuTime(b) - cpu, each: each}
 }
 
 // cpuTime is what all processes and the kernel have used: the first three
@@ -142,10 +150,10 @@ func cpuTime(b *testing.B) time.Duration {
 	return (user + nice + system) * 10 * time.Millisecond
 }
 
-// atOnce runs n calls, benchAtOnce at a time.
-func atOnce(b *testing.B, n int, call func(i int) error) {
+// atOnce runs n calls, so many at a time.
+func atOnce(b *testing.B, n, width int, call func(i int) error) {
 	b.Helper()
-	slots := make(chan struct{}, benchAtOnce)
+	slots := make(chan struct{}, width)
 	var all sync.WaitGroup
 	for i := range n {
 		slots <- struct{}{}

@@ -1,0 +1,100 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/dals-host/dals-host/host/launch/containerd"
+)
+
+// BenchmarkPeers measures complete forges to the first verified heartbeat against
+// the runners of containers that people have, each as it comes: `podman run -d`
+// (with crun), `docker run -d` and `ctr run -d` (with runc) of an image of the same
+// binary, and `crun run -d` of a bundle that is ready, which is the floor. Peers run
+// the workers in folders that a forge made, in the same cage, as far as their flags
+// go (ctr of containerd 1.6 has none for user and pids), and are counted to the
+// first heartbeat as well. They make no numbers, keys, certificates, manifests or
+// entries. One iteration is one round of all; rounds begin with another each. A
+// ratio is the peer's time over ours, so above 1 the forge is faster.
+func BenchmarkPeers(b *testing.B) {
+	for _, size := range []struct {
+		name     string
+		n, width int
+	}{
+		{"workers=50", 50, benchAtOnce},
+		{"workers=200", 200, benchAtOnce},
+		{"alone", 15, 1},
+	} {
+		b.Run(size.name, func(b *testing.B) { forgeAgainstPeers(b, size.n, size.width) })
+	}
+}
+
+func forgeAgainstPeers(b *testing.B, n, width int) {
+	p := newPeers(b, n)
+	all := []contender{{"forge", func() cost {
+		return forgeAll(b, containerd.Crun, n, width, map[string][]float64{})
+	}}}
+	for _, one := range p.all() {
+		one.open()
+		all = append(all, contender{one.name, func() cost { return p.measure(one, width) }})
+	}
+	figures := map[string][]float64{}
+	for round := 0; b.Loop(); round++ {
+		costs := map[string]cost{}
+		for i := range all {
+			c := all[(i+round)%len(all)]
+			costs[c.name] = c.run()
+		}
+		var line strings.Builder
+		for _, c := range all {
+			figures[c.name+"/s"] = append(figures[c.name+"/s"], costs[c.name].perSecond())
+			figures[c.name+"-ms"] = append(figures[c.name+"-ms"], median(costs[c.name].each))
+			figures[c.name+"-cpu-ms"] = append(figures[c.name+"-cpu-ms"], costs[c.name].cpuEach())
+			figures["ratio-"+c.name] = append(figures["ratio-"+c.name], costs[c.name].took.Seconds()/costs["forge"].took.Seconds())
+			fmt.Fprintf(&line, " %s %.1f/s %.0f ms, %.0f ms of CPU;", c.name, costs[c.name].perSecond(), median(costs[c.name].each), costs[c.name].cpuEach())
+		}
+		b.Log(line.String())
+	}
+	for name, values := range figures {
+		b.ReportMetric(median(values), name)
+	}
+	b.ReportMetric(0, "ns/op")
+}
+
+// contender is one that is measured.
+type contender struct {
+	name string
+	run  func() cost
+}
+
+// measure runs all but the first of the workers by a peer, and removes them.
+func (p *peers) measure(one peer, width int) cost {
+	p.b.Helper()
+	run := func(serial string) error {
+		_ = os.Remove(filepath.Join(p.folder(serial), "run", "worker.sock"))
+		if err := one.run(serial); err != nil {
+			return err
+		}
+		return p.awaitHeartbeat(serial)
+	}
+	if err := run(p.serials[0]); err != nil { // the page cache
+		p.b.Fatalf("%s: %v", one.name, err)
+	}
+	measured := p.serials[1:]
+	spent := measure(p.b, len(measured), width, func(i int) error { return run(measured[i]) })
+	atOnce(p.b, len(p.serials), 2, func(i int) error { return one.remove(p.serials[i]) })
+	return spent
+}
+
+// output runs a command; what it said is in its error.
+func output(cmd *exec.Cmd) (string, error) {
+	text, err := cmd.CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("%s: %w: %s", strings.Join(cmd.Args, " "), err, text)
+	}
+	return string(text), err
+}
