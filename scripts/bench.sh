@@ -15,6 +15,8 @@ echo '== forging under the process launcher: dry runs and complete forges, 1 and
 go test -run '^$' -bench '^BenchmarkForgeRate$' -benchtime "${ROUNDS:-5}x" -timeout 30m ./internal/e2e
 echo '== cold start: a killed host is replaced, workers registered and a fifth of them running'
 go test -run '^$' -bench '^BenchmarkColdStart$' -benchtime "${ROUNDS:-5}x" -timeout 30m ./internal/e2e
+echo '== idle workers: memory and CPU of each (IDLE=10m watches them for ten minutes)'
+go test -run '^$' -bench '^BenchmarkIdle$' -benchtime 1x -timeout 60m ./internal/e2e
 echo '== the registry: committed updates against plain SQLite inserts'
 go test -run '^$' -bench . ./host/registry
 echo '== the record: publishing entries as a Merkle log'
