@@ -144,7 +144,7 @@ func (p *peers) served(server *exec.Cmd, ask func() *exec.Cmd) {
 
 func (p *peers) must(cmd *exec.Cmd) {
 	p.b.Helper()
-	if _, err := output(cmd); err != nil {
+	if err := do(cmd); err != nil {
 		p.b.Fatal(err)
 	}
 }
@@ -186,13 +186,9 @@ func (p *peers) podman() peer {
 		open: func() { p.must(command("import", "--change", `ENTRYPOINT ["/dals-worker"]`, p.image, peerImage)) },
 		run: func(serial string) error {
 			// Its own limits are more than a root without CAP_SYS_RESOURCE can give.
-			_, err := output(command(p.cage(serial, "--ulimit", "nofile=4096:4096", "--ulimit", "nproc=4096:4096")...))
-			return err
+			return do(command(p.cage(serial, "--ulimit", "nofile=4096:4096", "--ulimit", "nproc=4096:4096")...))
 		},
-		remove: func(serial string) error {
-			_, err := output(command("rm", "--force", "--time", "0", serial))
-			return err
-		},
+		remove: func(serial string) error { return do(command("rm", "--force", "--time", "0", serial)) },
 	}
 }
 
@@ -209,8 +205,8 @@ func (p *peers) docker() peer {
 				func() *exec.Cmd { return command("version") })
 			p.must(command("import", "--change", `ENTRYPOINT ["/dals-worker"]`, p.image, peerImage))
 		},
-		run:    func(serial string) error { _, err := output(command(p.cage(serial)...)); return err },
-		remove: func(serial string) error { _, err := output(command("rm", "--force", serial)); return err },
+		run:    func(serial string) error { return do(command(p.cage(serial)...)) },
+		remove: func(serial string) error { return do(command("rm", "--force", serial)) },
 	}
 }
 
@@ -233,11 +229,9 @@ func (p *peers) ctr() peer {
 			p.must(exec.Command("docker", "--host", "unix://"+filepath.Join(p.own, "docker.sock"), "save", "--output", dir+".tar", peerImage))
 			p.must(command("image", "import", dir+".tar"))
 		},
-		run: func(serial string) error { _, err := output(command(p.ctrRun(image, serial)...)); return err },
+		run: func(serial string) error { return do(command(p.ctrRun(image, serial)...)) },
 		remove: func(serial string) error {
-			_, err := output(command("task", "rm", "--force", serial))
-			_, err2 := output(command("container", "rm", serial))
-			return errors.Join(err, err2)
+			return errors.Join(do(command("task", "rm", "--force", serial)), do(command("container", "rm", serial)))
 		},
 	}
 }
@@ -287,8 +281,7 @@ func (p *peers) crun() peer {
 			return nil
 		},
 		remove: func(serial string) error {
-			_, err := output(p.inMounts("crun", "--root", filepath.Join(p.own, "run"), "delete", "--force", serial))
-			return err
+			return do(p.inMounts("crun", "--root", filepath.Join(p.own, "run"), "delete", "--force", serial))
 		},
 	}
 }

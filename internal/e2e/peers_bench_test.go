@@ -90,11 +90,11 @@ func (p *peers) measure(one peer, width int) cost {
 	return spent
 }
 
-// output runs a command; what it said is in its error.
-func output(cmd *exec.Cmd) (string, error) {
+// do runs a command; what it said is in its error.
+func do(cmd *exec.Cmd) error {
 	text, err := cmd.CombinedOutput()
 	if err != nil {
 		err = fmt.Errorf("%s: %w: %s", strings.Join(cmd.Args, " "), err, text)
 	}
-	return string(text), err
+	return err
 }
