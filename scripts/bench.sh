@@ -18,6 +18,7 @@ go test -run '^$' -bench '^BenchmarkColdStart$' -benchtime "${ROUNDS:-5}x" -time
 echo '== idle workers: memory and CPU of each (IDLE=10m watches them for ten minutes)'
 go test -run '^$' -bench '^BenchmarkIdle$' -benchtime 1x -timeout 60m ./internal/e2e
 echo '== the registry: committed updates against plain SQLite inserts'
-go test -run '^$' -bench . ./host/registry
+go test -run '^$' -bench . -skip '^BenchmarkAllocation$' ./host/registry
+go test -run '^$' -bench '^BenchmarkAllocation$' -benchtime 9x ./host/registry
 echo '== the record: publishing entries as a Merkle log'
 go test -run '^$' -bench . ./host/record

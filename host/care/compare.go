@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/dals-host/dals-host/host/launch"
 	"github.com/dals-host/dals-host/host/registry"
 	"github.com/dals-host/dals-host/host/worker"
 	"github.com/dals-host/dals-host/sdk/manifest"
@@ -243,6 +244,18 @@ func (r *recovery) stray(serial worker.Serial) {
 		"the record does not tell of this folder, which this host signed: it was forged after the last checkpoint, or never finished; save what is of use and remove it")
 }
 
+// compareImage compares what the launcher has made a worker from with what the
+// record says of it.
+func (r *recovery) compareImage(w worker.Worker, has launch.Image, does string) {
+	for _, field := range []struct{ name, has, want string }{
+		{"worker type", has.Type, w.Type}, {"type version", has.Version, w.TypeVersion}, {"binary", has.Digest, w.PluginDigest},
+	} {
+		if field.has != field.want {
+			r.differ(w, true, "%s, labelled with %s %q; the record says %q", does, field.name, field.has, field.want)
+		}
+	}
+}
+
 // compareLauncher compares what runs with what should.
 func (r *recovery) compareLauncher(ctx context.Context, known map[worker.Serial]worker.Worker, living []worker.Worker) {
 	created, err := r.Created(ctx, living)
@@ -265,6 +278,8 @@ func (r *recovery) compareLauncher(ctx context.Context, known map[worker.Serial]
 			r.differ(w, true, "%s, and it is retired", does)
 		case s.Running && (w.State == worker.StateFailed || w.State == worker.StateStopped):
 			r.differ(w, false, "%s, and it is %s: the next start ends it", does, w.State)
+		default:
+			r.compareImage(w, s.Image, does)
 		}
 	}
 	for _, w := range living {

@@ -361,7 +361,8 @@ func TestRecoverComparesAll(t *testing.T) {
 	found, err := g.recover(func(c *RecoverConfig) {
 		c.Created = func(context.Context, []worker.Worker) ([]launch.Status, error) {
 			return []launch.Status{
-				{Serial: w["fine"].Serial, Running: true, PID: 1},
+				{Serial: w["fine"].Serial, Running: true, PID: 1, Image: launch.Image{Digest: w["fine"].PluginDigest, Type: "template", Version: "1.2.3"}},
+				{Serial: w["extra"].Serial, Running: true, PID: 4, Image: launch.Image{Digest: "0123", Type: "template", Version: "1.2.4"}},
 				{Serial: w["failed"].Serial, Running: true, PID: 2},
 				{Serial: w["retired"].Serial},
 				{Serial: "DMN-TP-1-0badcafe-00000", Running: true, PID: 3},
@@ -386,6 +387,8 @@ func TestRecoverComparesAll(t *testing.T) {
 		{"failed", "it runs (pid 2), and it is failed", false},
 		{"dir", "cannot be read", true},
 		{"changed", "the launcher does not have it", false},
+		{"extra", `it runs (pid 4), labelled with type version "1.2.4"; the record says "1.2.3"`, true},
+		{"extra", `it runs (pid 4), labelled with binary "0123"`, true},
 		{"", "it runs (pid 3), and the record does not tell of it", true},
 		{"", "left a stage", false},
 	} {

@@ -76,6 +76,9 @@ type Status struct {
 	// Unsettled says that there was a run, or the beginning of one, which no Stop
 	// has settled: something of it may be left.
 	Unsettled bool
+	// Image is what it was created from, as far as that is written down where the
+	// launcher keeps its containers or processes; without Path.
+	Image Image
 }
 
 // Artifact is one thing that Prepare made of a worker binary.

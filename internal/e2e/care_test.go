@@ -555,3 +555,37 @@ func (h *host) killedAlong(round func(killed func(args ...string)) bool) (throug
 	}
 	return through
 }
+
+// TestRecoverLabels: what containerd says that containers were made from, and the
+// containers that it has, are compared with the record.
+func TestRecoverLabels(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, "containerd")
+	nora := h.forge("nora", "template")
+	h.forge("otto", "template")
+	h.eventually("the checkpoint covers all", h.published)
+	h.kill()
+	socket, namespace := filepath.Join(h.dir, "containerd", "containerd.sock"), "dals-"+h.id
+	const stray = "DMN-ZZ-1-00000000-00000"
+	wrong := strings.Repeat("0", 64)
+	if err := errors.Join(
+		ctr(socket, namespace, "containers", "label", nora.WorkerSerial, "dals.digest="+wrong),
+		ctr(socket, namespace, "containers", "create", "--rootfs", "--label", "dals.host="+h.id, rootfs(t), stray, "/program"),
+		os.Remove(filepath.Join(h.dir, "registry.db")),
+	); err != nil {
+		t.Fatal(err)
+	}
+	stdout, stderr, code := h.run("recover")
+	for _, want := range []string{`labelled with binary "` + wrong + `"; the record says "`, stray} {
+		if !strings.Contains(stdout, want) {
+			t.Errorf("recover does not tell of %s: exit %d: %s%s", want, code, stdout, stderr)
+		}
+	}
+	if code != 3 || strings.Contains(stdout, "otto") {
+		t.Errorf("recover: exit %d: %s%s", code, stdout, stderr)
+	}
+	if err := ctr(socket, namespace, "containers", "delete", stray); err != nil {
+		t.Error(err)
+	}
+	h.start()
+}

@@ -8,6 +8,9 @@ import (
 	"github.com/dals-host/dals-host/sdk/client"
 )
 
+// mostSeconds is the aim, for 1,000 registered workers.
+const mostSeconds = 5
+
 // BenchmarkColdStart kills a host and starts the next on its data folder: how
 // long until it serves, and until it has heard of every worker that runs. One
 // worker in five runs, the others are stopped.
@@ -31,6 +34,9 @@ func BenchmarkColdStart(b *testing.B) {
 					ready = append(ready, time.Since(began).Seconds())
 					h.eventually("every running worker is heard of", func() error { return h.heardOf(running, began) })
 					adopted = append(adopted, time.Since(began).Seconds())
+				}
+				if median(adopted) > mostSeconds {
+					b.Errorf("all are heard of after %.1f s, at most %d", median(adopted), mostSeconds)
 				}
 				b.ReportMetric(median(ready)*1000, "ready-ms")
 				b.ReportMetric(median(adopted)*1000, "adopted-ms")

@@ -24,35 +24,48 @@ import (
 // again, give its seed: -rapid.seed.
 func TestAnyOrder(t *testing.T) {
 	t.Parallel()
-	enough := rapidly(t, 3, 30)
-	rapid.Check(t, func(rt *rapid.T) {
-		m := &model{host: newHost(t, "process"), live: map[string]string{}, stopped: map[string]bool{}, ever: map[string]bool{}, done: map[string]int{}}
-		actions := map[string]func(*rapid.T){"": func(*rapid.T) { m.check() }}
-		for name, act := range map[string]func(*rapid.T){
-			"forge":              m.forgeOne,
-			"forge again":        m.forgeAgain,
-			"retire":             m.retire,
-			"forge, no start":    m.forgeStopped,
-			"stop":               m.stop,
-			"start":              m.startWorker,
-			"restart":            m.restartWorker,
-			"restart host":       func(*rapid.T) { m.restart(syscall.SIGTERM) },
-			"kill host":          func(*rapid.T) { m.restart(syscall.SIGKILL) },
-			"kill host forging":  m.killForging,
-			"kill host changing": m.killChanging,
-		} {
-			actions[name] = func(rt *rapid.T) {
-				if time.Now().Before(enough) {
-					act(rt)
-					m.done[name]++
-				}
+	enough, did := rapidly(t, 3, 30), 0
+	for did < leastDone { // an order may be short
+		rapid.Check(t, func(rt *rapid.T) { did += inOrder(t, rt, enough) })
+	}
+}
+
+// leastDone is how much is done at least, however busy the machine is.
+const leastDone = 20
+
+// inOrder does things in one order, at the end of which the host is killed, and says
+// how many.
+func inOrder(t *testing.T, rt *rapid.T, enough time.Time) (did int) {
+	m := &model{host: newHost(t, "process"), live: map[string]string{}, stopped: map[string]bool{}, ever: map[string]bool{}, done: map[string]int{}}
+	actions := map[string]func(*rapid.T){"": func(*rapid.T) { m.check() }}
+	for name, act := range map[string]func(*rapid.T){
+		"forge":              m.forgeOne,
+		"forge again":        m.forgeAgain,
+		"retire":             m.retire,
+		"forge, no start":    m.forgeStopped,
+		"stop":               m.stop,
+		"start":              m.startWorker,
+		"restart":            m.restartWorker,
+		"restart host":       func(*rapid.T) { m.restart(syscall.SIGTERM) },
+		"kill host":          func(*rapid.T) { m.restart(syscall.SIGKILL) },
+		"kill host forging":  m.killForging,
+		"kill host changing": m.killChanging,
+	} {
+		actions[name] = func(rt *rapid.T) {
+			if did < leastDone || time.Now().Before(enough) {
+				act(rt)
+				m.done[name]++
+				did++
 			}
 		}
-		rt.Repeat(actions)
-		m.verify()
-		m.clean()
-		t.Logf("%v", m.done)
-	})
+	}
+	rt.Repeat(actions)
+	m.restart(syscall.SIGKILL)
+	m.check()
+	m.verify()
+	m.clean()
+	t.Logf("%v", m.done)
+	return did + 1
 }
 
 // rapidly makes rapid try so many orders of about so many steps, unless the

@@ -203,7 +203,8 @@ func (l *Launcher) List(ctx context.Context) ([]launch.Status, error) {
 	list := make([]launch.Status, 0, len(own))
 	for _, c := range own {
 		t, ok := task[c.ID]
-		s := launch.Status{Serial: worker.Serial(c.ID), Unsettled: ok}
+		image := launch.Image{Digest: c.Labels[labelDigest], Type: c.Labels[labelType], Version: c.Labels[labelVersion]}
+		s := launch.Status{Serial: worker.Serial(c.ID), Unsettled: ok, Image: image}
 		if ok && alive(t) {
 			s.Running, s.PID = true, int(t.Pid)
 		}

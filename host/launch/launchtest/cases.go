@@ -23,7 +23,8 @@ import (
 func life(t *testing.T, b *Bench) {
 	spec := b.Spec()
 	b.must(b.Launcher.Create(b.Context(), spec))
-	if s, ok := b.Status(spec.Serial); !ok || s.Running || s.PID != 0 || s.Unsettled {
+	made := launch.Image{Digest: spec.Image.Digest, Type: spec.Image.Type, Version: spec.Image.Version}
+	if s, ok := b.Status(spec.Serial); !ok || s.Running || s.PID != 0 || s.Unsettled || s.Image != made {
 		t.Fatalf("a created worker is listed as %+v, %v", s, ok)
 	}
 	if exit := b.Wait(spec.Serial); !exit.Unknown {

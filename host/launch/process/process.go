@@ -139,7 +139,9 @@ func (l *Launcher) List(context.Context) ([]launch.Status, error) {
 	}
 	list := make([]launch.Status, 0, len(l.workers))
 	for e := range maps.Values(l.workers) {
-		s := launch.Status{Serial: e.rec.Spec.Serial, Unsettled: e.rec.Run != nil}
+		image := e.rec.Spec.Image
+		image.Path = ""
+		s := launch.Status{Serial: e.rec.Spec.Serial, Unsettled: e.rec.Run != nil, Image: image}
 		if e.run != nil && !e.run.proc.Ended() {
 			s.Running, s.PID = true, e.rec.Run.PID
 		}
