@@ -28,6 +28,9 @@ func firstStarts(t *testing.T, launcher string, table *table) {
 		return area(name) == "control" || area(name) == "record" && n > "3"
 	})
 	h.down()
+	if h.listed("first start", points); *update {
+		return
+	}
 	for _, point := range points {
 		m := &matrix{host: newHost(t, launcher), table: table, calls: map[string]int64{}}
 		m.install(one)

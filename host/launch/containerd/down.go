@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/dals-host/dals-host/host/internal/failpoint"
 	"github.com/dals-host/dals-host/host/launch/internal/pidfd"
 	"github.com/dals-host/dals-host/host/worker"
 )
@@ -101,10 +102,13 @@ func (p *private) down(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	failpoint.Hit("containerd", "remove", "before")
 	if p.runDir != "" {
 		err = os.RemoveAll(p.runDir)
 	}
-	return errors.Join(err, os.RemoveAll(p.dir))
+	err = errors.Join(err, os.RemoveAll(p.dir))
+	failpoint.Hit("containerd", "remove", "after")
+	return err
 }
 
 // stop ends containerd. Workers stay, and so do the shims.
