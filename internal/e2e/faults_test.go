@@ -188,23 +188,26 @@ func TestNoSpace(t *testing.T) {
 }
 
 // TestDiskErrors has the kernel answer the host's writes with an error, as a disk
-// that fails does.
+// that fails does. Of containerd, the host's process is what sees it: containerd
+// writes its own files, as on a disk of its own that is well.
 func TestDiskErrors(t *testing.T) {
 	for name, fault := range map[string]string{
 		"cannot sync":  "fsync,fdatasync:error=EIO",
 		"cannot write": "pwrite64:error=EIO",
 		"read-only":    "pwrite64,mkdirat,renameat,renameat2,unlinkat,fsync,fdatasync:error=EROFS",
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			h := hostOn(t, "", "process")
-			h.forge("nora", "template")
-			h.mustSend("nora", "template.echo", map[string]string{"message": "before"})
-			heal := inject(t, h.cmd.Process.Pid, fault)
-			h.refuses()
-			heal()
-			h.heals()
-		})
+		for _, launcher := range []string{"process", "containerd"} {
+			t.Run(name+"/"+launcher, func(t *testing.T) {
+				t.Parallel()
+				h := hostOn(t, "", launcher)
+				h.forge("nora", "template")
+				h.mustSend("nora", "template.echo", map[string]string{"message": "before"})
+				heal := inject(t, h.cmd.Process.Pid, fault)
+				h.refuses()
+				heal()
+				h.heals()
+			})
+		}
 	}
 }
 
