@@ -183,42 +183,56 @@ var (
 func parse(text, dir, trace string) (events []event) {
 	for line := range strings.Lines(text) {
 		line = strings.TrimSpace(line)
-		if strings.Contains(line, ") = -1 E") {
-			continue // nothing was done
-		}
-		var path string
 		if hit := pointHit.FindStringSubmatch(line); hit != nil {
 			if hit[1] == trace {
 				events = append(events, event{point: hit[2]})
 			}
 			continue
-		} else if call := onFile.FindStringSubmatch(line); call != nil {
-			path = call[1]
-		} else if call := twoNames.FindStringSubmatch(line); call != nil {
-			if path = call[3]; !filepath.IsAbs(path) {
-				path = filepath.Join(call[2], path)
-			}
-		} else if call := plainName.FindStringSubmatch(line); call != nil {
-			path = call[1]
-		} else if call := deleted.FindStringSubmatch(line); call != nil {
-			if path = call[2]; !filepath.IsAbs(path) {
-				path = filepath.Join(call[1], path)
-			}
-			if below, err := filepath.Rel(dir, path); err == nil && scrap.MatchString(below) {
-				continue
-			}
-		} else if started.MatchString(line) {
-			path = filepath.Join(dir, spawns)
-		} else if strings.Contains(line, " sync(") {
-			path = dir
-		} else {
-			continue
 		}
-		if below, err := filepath.Rel(dir, path); err == nil && !strings.HasPrefix(below, "..") {
+		if strings.Contains(line, ") = -1 E") {
+			continue // nothing was done
+		}
+		below, err := filepath.Rel(dir, changed(line, dir))
+		if err == nil && !strings.HasPrefix(below, "..") {
 			events = append(events, event{path: strings.TrimPrefix(below, "."), text: line})
 		}
 	}
 	return events
+}
+
+// changed is the file that a call makes durable, renames, links or deletes; spawns,
+// below dir, for one that starts what stays; and nothing for any other.
+func changed(line, dir string) string {
+	if started.MatchString(line) {
+		return filepath.Join(dir, spawns)
+	}
+	if strings.Contains(line, " sync(") {
+		return dir
+	}
+	if call := deleted.FindStringSubmatch(line); call != nil {
+		path := at(call[1], call[2])
+		if below, err := filepath.Rel(dir, path); err == nil && scrap.MatchString(below) {
+			return ""
+		}
+		return path
+	}
+	if call := twoNames.FindStringSubmatch(line); call != nil {
+		return at(call[2], call[3])
+	}
+	for _, call := range []*regexp.Regexp{onFile, plainName} {
+		if found := call.FindStringSubmatch(line); found != nil {
+			return found[1]
+		}
+	}
+	return ""
+}
+
+// at is a path as a call gives it: from a folder, unless it is absolute.
+func at(folder, path string) string {
+	if filepath.IsAbs(path) {
+		return path
+	}
+	return filepath.Join(folder, path)
 }
 
 // TestParse: what strace prints is read as it is meant.
