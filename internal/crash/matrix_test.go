@@ -1,6 +1,8 @@
 package crash
 
 import (
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -58,6 +60,9 @@ type matrix struct {
 	table  *table
 	before *lockedBuffer    // the log of the host before
 	calls  map[string]int64 // that each worker has counted in its state
+	// ask sends chameleon.about to a worker and gives its answer; nil to do so by
+	// the host's client.
+	ask func(ctx context.Context, name string) (json.RawMessage, error)
 }
 
 func newMatrix(t *testing.T, launcher string, table *table) *matrix {

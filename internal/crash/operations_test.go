@@ -109,7 +109,7 @@ func must(err error) error {
 // install drops versions of the type into the plugins folder.
 func (h *host) install(versions map[string]string) {
 	h.t.Helper()
-	binary, err := os.ReadFile(filepath.Join(bin, "dals-worker-chameleon"))
+	binary, err := os.ReadFile(filepath.Join(h.bin, "dals-worker-chameleon"))
 	for version, behaviour := range versions {
 		text := slices.Concat(binary, fmt.Appendf(nil, "\nchameleon %s %s\n", version, behaviour))
 		err = errors.Join(err, os.WriteFile(filepath.Join(h.dir, "plugins", "dals-worker-chameleon-"+version), text, 0o755))

@@ -35,19 +35,24 @@ func run(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	bin = dir
-	const module = "github.com/dals-host/dals-host/"
-	for _, b := range [][]string{
-		{"dals-host", "-tags", "failpoint", module + "cmd/dals-host"},
-		{"dals-worker-chameleon", module + "internal/e2e/chameleon"},
-	} {
-		build := exec.Command("go", append([]string{"build", "-o", filepath.Join(dir, b[0])}, b[1:]...)...)
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if text, err := build.CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "build %s: %v\n%s", b[0], err, text)
-			return 1
-		}
+	if err := build(bin, "-tags", "failpoint"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
 	}
 	return m.Run()
+}
+
+// build makes the binaries in a folder.
+func build(dir string, flags ...string) error {
+	const module = "github.com/dals-host/dals-host/"
+	for name, pkg := range map[string]string{"dals-host": "cmd/dals-host", "dals-worker-chameleon": "internal/e2e/chameleon"} {
+		build := exec.Command("go", slices.Concat([]string{"build", "-o", filepath.Join(dir, name)}, flags, []string{module + pkg})...)
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if text, err := build.CombinedOutput(); err != nil {
+			return fmt.Errorf("build %s: %w\n%s", name, err, text)
+		}
+	}
+	return nil
 }
 
 // host is a data folder and the real dals-host process that serves it at the
@@ -55,6 +60,7 @@ func run(m *testing.M) int {
 type host struct {
 	t        testing.TB
 	launcher string
+	bin      string // where its binaries are
 	dir      string
 	id       string
 	cmd      *exec.Cmd
@@ -71,7 +77,7 @@ func newHost(t testing.TB, launcher string) *host {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &host{t: t, launcher: launcher, dir: dir, log: &lockedBuffer{}}
+	h := &host{t: t, launcher: launcher, bin: bin, dir: dir, log: &lockedBuffer{}}
 	t.Cleanup(h.clean)
 	if err := os.Mkdir(filepath.Join(dir, "plugins"), 0o700); err != nil {
 		t.Fatal(err)
@@ -87,7 +93,7 @@ func (h *host) spawn(env []string, wrap ...string) (ready bool) {
 		_ = h.client.Close()
 		h.client = nil
 	}
-	args := slices.Concat(wrap, []string{filepath.Join(bin, "dals-host"), "--data-dir", h.dir, "--log-level", "debug", "serve", "--launcher", h.launcher})
+	args := slices.Concat(wrap, []string{filepath.Join(h.bin, "dals-host"), "--data-dir", h.dir, "--log-level", "debug", "serve", "--launcher", h.launcher})
 	h.cmd, h.log, h.ended = exec.Command(args[0], args[1:]...), &lockedBuffer{}, make(chan struct{})
 	h.cmd.Env, h.cmd.Stderr = append(os.Environ(), env...), h.log
 	stdout, err := h.cmd.StdoutPipe()

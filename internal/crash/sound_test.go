@@ -53,7 +53,11 @@ func (m *matrix) soundWithin(limit time.Duration) error {
 func (m *matrix) answers(w client.Worker) error {
 	ctx, cancel := context.WithTimeout(m.t.Context(), 5*time.Second)
 	defer cancel()
-	result, err := m.client.Send(ctx, client.SendRequest{Worker: w.WorkerName, Kind: "chameleon.about", Input: struct{}{}})
+	ask := m.ask
+	if ask == nil {
+		ask = m.send
+	}
+	result, err := ask(ctx, w.WorkerName)
 	if err != nil {
 		return err
 	}
@@ -61,7 +65,7 @@ func (m *matrix) answers(w client.Worker) error {
 		Version, Told string
 		Calls         int64
 	}
-	if err := json.Unmarshal(result.Result, &about); err != nil {
+	if err := json.Unmarshal(result, &about); err != nil {
 		return err
 	}
 	m.calls[w.WorkerSerial]++
@@ -69,6 +73,12 @@ func (m *matrix) answers(w client.Worker) error {
 		return fmt.Errorf("it says %+v; the host says version %s, and %d calls", about, w.TypeVersion, m.calls[w.WorkerSerial])
 	}
 	return nil
+}
+
+// send asks by the host's client.
+func (m *matrix) send(ctx context.Context, name string) (json.RawMessage, error) {
+	result, err := m.client.Send(ctx, client.SendRequest{Worker: name, Kind: "chameleon.about", Input: struct{}{}})
+	return result.Result, err
 }
 
 // state is what the host, the registry and the record say at one moment.
