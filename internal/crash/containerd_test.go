@@ -34,11 +34,10 @@ func (m *matrix) withoutContainerd(op operation) {
 	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
 		m.t.Fatal(err)
 	}
-	trace, scrubbed := filepath.Join(m.t.TempDir(), "passed"), 0
 	for _, point := range points {
 		m.kill()
 		m.before = m.log
-		m.boot([]string{"DALS_FAILPOINT=" + point, "DALS_FAILPOINT_PAUSE=" + fifo, "DALS_FAILPOINT_TRACE=" + trace})
+		m.boot([]string{"DALS_FAILPOINT=" + point, "DALS_FAILPOINT_PAUSE=" + fifo})
 		err := m.interrupt(op, fifo)
 		if err == nil {
 			err = m.soundWithin(patience + 15*time.Second) // an undo that failed is tried again every half minute
@@ -47,31 +46,8 @@ func (m *matrix) withoutContainerd(op operation) {
 			err = fmt.Errorf("the other worker was %s, is %s", bystander, now)
 		}
 		m.judge("containerd dies: "+op.name, point, err)
-		scrubbed += m.scrubs()
 	}
-	m.scrubbedAtPoints(trace, scrubbed)
 	m.table.took("containerd dies: "+op.name, m.launcher, time.Since(began))
-}
-
-// scrubs counts what the host's log says was left of an unfinished start, and is
-// deleted.
-func (m *matrix) scrubs() int {
-	return strings.Count(m.log.String(), "what an unfinished start has left is deleted")
-}
-
-// scrubbedAtPoints: each of them was deleted between two points.
-func (m *matrix) scrubbedAtPoints(trace string, n int) {
-	m.t.Helper()
-	passed, err := os.ReadFile(trace)
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	for _, when := range []string{"before", "after"} {
-		if hits := strings.Count(string(passed), "containerd/leftovers/"+when+"\n"); hits != n {
-			m.t.Errorf("leftovers were deleted %d times, with %d points %s that", n, hits, when)
-		}
-	}
-	m.t.Logf("leftovers were deleted %d times", n)
 }
 
 // interrupt runs the operation and kills containerd at the point where the host

@@ -3,6 +3,7 @@
 // is not whole. It has no code of its own.
 //
 // The points come from traced runs of a host that is built with the tag
-// failpoint: a step or a durable write that is new is killed at without being
-// listed anywhere. `make crash` runs the whole and prints its table.
+// failpoint, and have to be those of testdata/points, so that one that is dropped
+// shows; -update writes these lists. `make crash` runs the whole and prints its
+// table.
 package crash

@@ -34,7 +34,7 @@ func TestMatrix(t *testing.T) {
 		begin(launcher, name, func(t *testing.T) { run(newMatrix(t, launcher, table)) })
 	}
 	kill("containerd", imaging.name, func(m *matrix) { m.all(imaging) })
-	for _, name := range []string{"forge", "upgrade", "retire", "start", "stop", "restart"} {
+	for _, name := range []string{"forge", "upgrade", "retire", "start", "stop"} {
 		kill("containerd", "containerd dies: "+name, func(m *matrix) { m.withoutContainerd(operationOf(name)) })
 	}
 	for _, launcher := range []string{"containerd", "process"} {

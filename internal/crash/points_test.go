@@ -19,7 +19,7 @@ var update = flag.Bool("update", false, "write the lists of points in testdata, 
 // them, and what notices instead when they are dropped.
 var chance = map[string]string{
 	"record/remove":        "what is superseded depends on how many entries are published at a time; strace sees it deleted",
-	"containerd/leftovers": "what is left depends on how far containerd had come; the log of the host tells of it, see scrubs",
+	"containerd/leftovers": "what is left depends on how far containerd had come; strace sees it deleted",
 }
 
 // list is the names of points, each with its ends. How often a point comes is
