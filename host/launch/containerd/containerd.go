@@ -204,7 +204,10 @@ func (l *Launcher) List(ctx context.Context) ([]launch.Status, error) {
 	for _, c := range own {
 		t, ok := task[c.ID]
 		image := launch.Image{Digest: c.Labels[labelDigest], Type: c.Labels[labelType], Version: c.Labels[labelVersion]}
-		s := launch.Status{Serial: worker.Serial(c.ID), Unsettled: ok, Image: image}
+		s := launch.Status{Serial: worker.Serial(c.ID), Image: image}
+		// containerd forgets a task before it ends its shim, and does not end it at all
+		// when whoever asked for it dies in between.
+		s.Unsettled = ok || len(l.leftovers(s.Serial)) > 0
 		if ok && alive(t) {
 			s.Running, s.PID = true, int(t.Pid)
 		}

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/api/services/tasks/v1"
 	"golang.org/x/sys/unix"
 
 	"github.com/dals-host/dals-host/host/launch"
@@ -125,6 +126,57 @@ func TestShimDies(t *testing.T) {
 	}
 	g.AwaitUp()
 	g.ExpectProcesses(1)
+}
+
+// TestDeleteCutShort: containerd forgets a task and leaves its shim when a host
+// dies while it waits for the deletion. The next one is told of it.
+func TestDeleteCutShort(t *testing.T) {
+	t.Parallel()
+	b := launchtest.NewBench(t, open)
+	g := b.Guest()
+	l, serial := launcher(b), g.Spec.Serial
+	for patience := time.Duration(0); !cutShort(t, b, serial, patience); patience += 500 * time.Microsecond {
+		b.Stop(serial, 0)
+		if err := b.Launcher.Start(b.Context(), serial); err != nil {
+			t.Fatal(err)
+		}
+		g.AwaitUp()
+	}
+	if s, ok := b.Status(serial); !ok || s.Running || !s.Unsettled {
+		t.Errorf("a worker whose shim is left is %+v", s)
+	}
+	b.Stop(serial, 0)
+	if shims, err := l.private.shims(string(serial)); err != nil || len(shims) != 0 {
+		t.Errorf("%d shims are left, %v", len(shims), err)
+	}
+	if s, ok := b.Status(serial); !ok || s.Unsettled {
+		t.Errorf("a settled worker is %+v", s)
+	}
+}
+
+// cutShort leaves the deletion of a killed worker's task after some time, and says
+// whether the task has gone and the shim has not.
+func cutShort(t *testing.T, b *launchtest.Bench, serial worker.Serial, patience time.Duration) bool {
+	t.Helper()
+	if patience > 200*time.Millisecond {
+		t.Fatal("no shim was left, whenever the deletion was cut short")
+	}
+	l := launcher(b)
+	if err := l.kill(b.Context(), serial); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.await(b.Context(), serial); err != nil {
+		t.Fatal(err)
+	}
+	impatient, cancel := context.WithCancel(b.Context())
+	defer cancel()
+	defer time.AfterFunc(patience, cancel).Stop()
+	if _, err := l.client.TaskService().Delete(impatient, &tasks.DeleteTaskRequest{ContainerID: string(serial)}); err == nil {
+		return false
+	}
+	time.Sleep(100 * time.Millisecond) // for what still goes on
+	_, err := l.task(b.Context(), serial)
+	return errors.Is(err, worker.ErrNotFound) && len(l.leftovers(serial)) > 0
 }
 
 // TestRemoveLeavesNoShim: a shim's socket lies outside of the data folder.
