@@ -40,7 +40,7 @@ func (m *matrix) withoutContainerd(op operation) {
 		m.boot([]string{"DALS_FAILPOINT=" + point, "DALS_FAILPOINT_PAUSE=" + fifo})
 		err := m.interrupt(op, fifo)
 		if err == nil {
-			err = m.soundWithin(patience + 15*time.Second) // an undo that failed is tried again every half minute
+			err = m.soundWithin(3 * patience) // an undo that failed is tried again every half minute
 		}
 		if now := m.bystander(); err == nil && now != bystander {
 			err = fmt.Errorf("the other worker was %s, is %s", bystander, now)

@@ -43,7 +43,7 @@ func firstStarts(t *testing.T, launcher string, table *table) {
 
 func (m *matrix) firstStart(point string) error {
 	m.spawn([]string{"DALS_FAILPOINT=" + point})
-	dead, err := m.died(5 * time.Second)
+	dead, err := m.died(patience)
 	if !dead {
 		m.kill()
 		err = errors.New("the host did not come to the point")

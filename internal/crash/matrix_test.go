@@ -201,7 +201,7 @@ func numbered(names []string) []string {
 func quiet(t testing.TB, trace string) []string {
 	t.Helper()
 	var text []byte
-	for still := time.Now(); time.Since(still) < 1200*time.Millisecond; time.Sleep(20 * time.Millisecond) {
+	for still := time.Now(); time.Since(still) < 2*time.Second; time.Sleep(20 * time.Millisecond) {
 		now, err := os.ReadFile(trace)
 		if err != nil {
 			t.Fatal(err)
@@ -244,7 +244,7 @@ func (m *matrix) complete(op operation, points []string) {
 // atRest waits until nothing goes on in the background any more: the next points
 // are the operation's own.
 func (m *matrix) atRest() error {
-	return within(10*time.Second, func() error {
+	return within(patience, func() error {
 		if err := m.mirrored(); err != nil {
 			return err
 		}
@@ -275,13 +275,15 @@ func (m *matrix) mirrored() error {
 // die runs the operation until the host has died over it.
 func (m *matrix) die(op operation) error {
 	var last error
-	for range 2 { // the record's files that go depend on its size: some points come with every other run
+	// The record's files that go depend on its size: some points come with every
+	// other run.
+	for _, limit := range []time.Duration{1500 * time.Millisecond, patience} {
 		if err := errors.Join(op.ready(m), m.atRest()); err != nil {
 			last = fmt.Errorf("make ready: %w", err)
 			break
 		}
 		last = op.run(m)
-		if dead, err := m.died(1500 * time.Millisecond); dead {
+		if dead, err := m.died(limit); dead {
 			return err
 		}
 		if last != nil {
@@ -327,12 +329,12 @@ func (m *matrix) allStarts(r recovery) {
 		if err == nil && m.spawn([]string{"DALS_FAILPOINT=" + point}) {
 			// Ready: the point comes in the background, or not at all.
 			var dead bool
-			if dead, err = m.died(1500 * time.Millisecond); !dead {
+			if dead, err = m.died(patience); !dead {
 				m.kill()
 				err = errors.New("the host did not come to the point")
 			}
 		} else if err == nil {
-			_, err = m.died(time.Second)
+			_, err = m.died(patience)
 		}
 		m.next(at)
 		m.judge(r.name, point, errors.Join(err, m.sound()))

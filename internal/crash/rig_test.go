@@ -20,7 +20,7 @@ import (
 )
 
 // patience is how long anything may take here before a test gives up.
-const patience = 30 * time.Second
+const patience = time.Minute
 
 // bin is where TestMain builds the real binaries; the host with failpoints.
 var bin string

@@ -24,7 +24,7 @@ import (
 // sound checks, some time after a start, that every worker that there is is
 // whole, that nothing is left of those that are not, and that the record tells
 // the truth.
-func (m *matrix) sound() error { return m.soundWithin(15 * time.Second) }
+func (m *matrix) sound() error { return m.soundWithin(2 * patience) }
 
 func (m *matrix) soundWithin(limit time.Duration) error {
 	if err := within(limit, m.settled); err != nil {
@@ -51,7 +51,7 @@ func (m *matrix) soundWithin(limit time.Duration) error {
 
 // answers asks a worker what it is, and how often it was asked.
 func (m *matrix) answers(w client.Worker) error {
-	ctx, cancel := context.WithTimeout(m.t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(m.t.Context(), patience)
 	defer cancel()
 	ask := m.ask
 	if ask == nil {
@@ -89,7 +89,7 @@ type state struct {
 }
 
 func (m *matrix) settled() error {
-	ctx, cancel := context.WithTimeout(m.t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(m.t.Context(), patience)
 	defer cancel()
 	list, err := m.client.Workers(ctx, client.WorkerFilter{})
 	if err != nil {
