@@ -76,7 +76,7 @@ func (h *fakeHost) GetStatus(context.Context, *hostv1.GetStatusRequest) (*hostv1
 func (h *fakeHost) ListTypes(context.Context, *hostv1.ListTypesRequest) (*hostv1.ListTypesResponse, error) {
 	return &hostv1.ListTypesResponse{Types: []*hostv1.WorkerType{
 		{Name: "template", Version: "1.9.0", Family: "TP", Tasks: []*workerv1.TaskKind{{Kind: "template.echo", InputSchema: []byte(`{"type":"object"}`)}}},
-		{Name: "template", Version: "1.10.0"},
+		{Name: "template", Version: "1.10.0", Tasks: []*workerv1.TaskKind{{Kind: "template.echo"}}},
 		{Name: "template", Version: "2.0.0", Draining: true},
 		{Name: "ledger", Version: "0.1.0"},
 	}}, nil

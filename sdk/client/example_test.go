@@ -85,6 +85,13 @@ func ExampleClient_Types() {
 	for _, t := range types {
 		fmt.Println(t.Name, t.Version)
 	}
+	// Of several versions the highest whose binary is there.
+	template, err := c.Type(ctx, "template")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Println("found:", template.Name, template.Version, "for", template.Tasks[0].Kind)
 	_, err = c.Type(ctx, "xyz")
 	fmt.Println(err)
 	// Output:
@@ -92,6 +99,7 @@ func ExampleClient_Types() {
 	// template 1.10.0
 	// template 2.0.0
 	// ledger 0.1.0
+	// found: template 1.10.0 for template.echo
 	// worker type 'xyz' is not registered
 }
 
