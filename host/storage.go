@@ -43,7 +43,7 @@ func (h *Host) storageFaults(ctx context.Context) (faults []string) {
 			faults = append(faults, fmt.Sprintf("registry: %v", err))
 		}
 	}
-	if entries, age := h.record.Lag(); entries > 0 && age > tellLag {
+	if entries, age := h.record.Lag(); entries > maxLagEntries || entries > 0 && age > tellLag {
 		faults = append(faults, fmt.Sprintf("record: %d entries not published since %s", entries, age.Round(time.Second)))
 	}
 	return faults
