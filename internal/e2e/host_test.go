@@ -26,7 +26,7 @@ import (
 )
 
 // patience is how long anything may take here before a test gives up.
-const patience = 30 * time.Second
+const patience = time.Minute
 
 // bin is where TestMain builds the real binaries.
 var bin string

@@ -156,15 +156,15 @@ func TestMisbehaviour(t *testing.T) {
 			t.Errorf("huge result: %v (%s)", err, codeOf(err))
 		}
 		began := time.Now()
-		_, err := h.client.Send(t.Context(), client.SendRequest{Worker: "rogue", Kind: "rogue.hang", Input: n(2000), Timeout: 500 * time.Millisecond})
-		if codeOf(err) != client.CodeDeadline || time.Since(began) > 5*time.Second {
+		_, err := h.client.Send(t.Context(), client.SendRequest{Worker: "rogue", Kind: "rogue.hang", Input: n(4000), Timeout: 1500 * time.Millisecond})
+		if codeOf(err) != client.CodeDeadline || time.Since(began) > 3*time.Second+patience {
 			t.Errorf("hang: %v after %s", err, time.Since(began))
 		}
 		if _, err := h.send("rogue", "rogue.flood", n(4<<10)); err != nil {
 			t.Errorf("flood: %v", err)
 		}
 		// By now the late answer has come; it changes nothing.
-		time.Sleep(2 * time.Second)
+		time.Sleep(3 * time.Second)
 		closing := func(status string) func(record.Entry) bool {
 			return func(e record.Entry) bool { return e.Kind == record.Result && e.Envelope.Status == status }
 		}
