@@ -21,6 +21,10 @@ const MaxMessage = 8 << 20
 // lastWord is how long calls may take to answer that they were cut.
 const lastWord = time.Second
 
+// handshake is how long a peer may take to begin to speak gRPC. Whoever connects
+// and says nothing would hold up a stop for as long.
+const handshake = 5 * time.Second
+
 // Config is what a Server needs. All fields are required.
 type Config struct {
 	// Socket is the path of the control socket, of any length. Its folder exists
@@ -65,6 +69,7 @@ func New(c Config) (*Server, error) {
 	s.grpc = grpc.NewServer(
 		grpc.Creds(peerCredentials{hostUID: os.Geteuid(), log: c.Logger}),
 		grpc.MaxRecvMsgSize(MaxMessage),
+		grpc.ConnectionTimeout(handshake),
 		grpc.ChainUnaryInterceptor(faults.unary, s.calls.unary),
 		grpc.ChainStreamInterceptor(faults.stream, s.calls.stream),
 	)

@@ -39,7 +39,10 @@ func TestStopWaits(t *testing.T) {
 	<-entered
 	s.stop()
 	eventually(t, func() bool { // no new callers while the old one is served
-		_, err := net.Dial("unix", s.socket)
+		c, err := net.Dial("unix", s.socket)
+		if err == nil {
+			_ = c.Close()
+		}
 		return err != nil
 	})
 	close(leave)
@@ -49,6 +52,22 @@ func TestStopWaits(t *testing.T) {
 	if log := s.log.String(); strings.Contains(log, "calls cut") {
 		t.Errorf("log: %s", log)
 	}
+}
+
+// TestStopMute: a peer that connects and never says a word does not hold up the
+// end for longer than it may take to begin.
+func TestStopMute(t *testing.T) {
+	s := serve(t, &backend{}, filepath.Join(privateDir(t), "s"))
+	mute, err := net.Dial("unix", s.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mute.Close()
+	if _, err := dial(t, s.socket).ListWorkers(t.Context(), &hostv1.ListWorkersRequest{}); err != nil { // the mute one came first
+		t.Fatal(err)
+	}
+	s.stop()
+	awaitGone(t, s.socket)
 }
 
 // TestStopCuts: what runs on beyond the drain is cut, counted and told why; what
