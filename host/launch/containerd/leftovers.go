@@ -86,5 +86,27 @@ func (l *Launcher) scrub(ctx context.Context, serial worker.Serial) error {
 		}
 		failpoint.Hit("containerd", "leftovers", "after")
 	}
+	return l.awaitNoShim(ctx, serial)
+}
+
+// awaitNoShim waits until containerd has cleared away after a shim that was
+// killed: it runs the shim's binary for it, which deletes what the worker's next
+// task would have under the same names.
+func (l *Launcher) awaitNoShim(ctx context.Context, serial worker.Serial) error {
+	for busy := time.Now(); time.Since(busy) <= quiet; {
+		shims, err := l.private.shims(string(serial))
+		if err != nil {
+			return err
+		}
+		for _, shim := range shims {
+			busy = time.Now()
+			_ = shim.Close()
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("await end of shim: %w", ctx.Err())
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 	return nil
 }
