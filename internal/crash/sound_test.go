@@ -99,6 +99,9 @@ func (m *matrix) settled() error {
 	for _, w := range list {
 		s.workers[w.WorkerSerial] = w
 	}
+	if err := m.healthy(s); err != nil { // the cheapest, and the last to come
+		return err
+	}
 	if s.entries, err = m.entries(ctx); err != nil {
 		return err
 	}
@@ -107,7 +110,7 @@ func (m *matrix) settled() error {
 			s.given[string(e.Worker.Serial)] = true
 		}
 	}
-	checks := []func(*state) error{m.healthy, truthful, dense, m.processes, m.files, m.listeners}
+	checks := []func(*state) error{truthful, dense, m.processes, m.files, m.listeners}
 	if m.launcher == "containerd" {
 		checks = append(checks, m.boxes)
 	}
