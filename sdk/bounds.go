@@ -6,6 +6,8 @@ import "time"
 type bounds struct {
 	// recheck is the least time between two looks at a worker's files.
 	recheck time.Duration
+	// rest is how long a worker has had no task when it gives memory back.
+	rest time.Duration
 	// A worker that shall end lets tasks finish within grace, and asks them to
 	// after askAfter.
 	askAfter, grace time.Duration
@@ -20,6 +22,7 @@ type bounds struct {
 func usualBounds() bounds {
 	return bounds{
 		recheck:  10 * time.Second,
+		rest:     30 * time.Second,
 		askAfter: 4 * time.Second, grace: 5 * time.Second,
 		kept: 2 * maxInFlight, keptBytes: 64 << 20,
 	}

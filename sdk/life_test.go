@@ -97,6 +97,28 @@ func TestHeartbeat(t *testing.T) {
 	}
 }
 
+// TestRest: what a task has used is the machine's again soon after.
+func TestRest(t *testing.T) {
+	t.Parallel()
+	w := workertest.NewBinary(t, os.Args[0])
+	must(t, os.WriteFile(filepath.Join(w.Dir, tightFile), nil, 0o600))
+	w.Start()
+	resident := func() uint64 { return w.Heartbeat(t.Context()).GetRssBytes() }
+	e := mustOpen(t, w)
+	for range 2 { // it rests each time
+		before, most := resident(), uint64(0)
+		eventually(t, "much is used", func() bool { // unless it rests before we look
+			must(t, e.Deliver(w.Stamp(w.Envelope("probe.fill", size{Bytes: 64 << 20}))))
+			if a := mustResult(t, e); a.String() != `{"bytes":67108864}` {
+				t.Fatalf("result: %s", a)
+			}
+			most = resident()
+			return most > before+48<<20
+		})
+		eventually(t, "it is given back", func() bool { return resident() < most-48<<20 })
+	}
+}
+
 // TestStrangers: the socket answers nobody but the worker's own host.
 func TestStrangers(t *testing.T) {
 	t.Parallel()

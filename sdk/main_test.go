@@ -1,6 +1,7 @@
 package sdk_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -89,6 +90,9 @@ func (p *probe) typ() sdk.Type {
 			sdk.Func("probe.fail", "Fail.", func(_ context.Context, in text) (text, error) { return text{}, errors.New(in.Text) }),
 			sdk.Func("probe.big", "Answer with much.", func(_ context.Context, in size) (text, error) {
 				return text{Text: strings.Repeat("x", in.Bytes)}, nil
+			}),
+			sdk.Func("probe.fill", "Use much memory.", func(_ context.Context, in size) (size, error) {
+				return size{Bytes: bytes.Count(bytes.Repeat([]byte("x"), in.Bytes), []byte("x"))}, nil
 			}),
 			sdk.Func("probe.hold", "Stay until released, whatever the context says.", p.hold),
 			sdk.Func("probe.wait", "Stay until the context ends.", func(ctx context.Context, _ nothing) (text, error) {

@@ -33,7 +33,7 @@ type runner struct {
 
 	tasks   context.Context // the lifetime of tasks
 	stopped chan struct{}   // closed when no heartbeat shall follow
-	streams sync.WaitGroup  // the goroutines of streams
+	streams sync.WaitGroup  // the goroutines of streams, and rest
 }
 
 var _ workerv1.WorkerServiceServer = (*runner)(nil)
@@ -161,6 +161,7 @@ func listen(root *os.Root, dir string) (net.Listener, error) {
 func (r *runner) serve(ctx context.Context, server *grpc.Server, listener net.Listener, endTasks func()) error {
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(listener) }()
+	r.streams.Go(r.rest)
 	r.worker.log.Info("worker started", "type", r.typ.Name, "version", r.typ.Version)
 	var err error
 	select {
