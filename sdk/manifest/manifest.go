@@ -149,7 +149,7 @@ func (m *Manifest) check() error {
 		return fmt.Errorf("%d grants, more than %d", len(m.Grants), maxGrants)
 	}
 	for i, g := range m.Grants {
-		if !grantForm.MatchString(g) || i > 0 && g <= m.Grants[i-1] {
+		if !isGrant(g) || i > 0 && g <= m.Grants[i-1] {
 			return fmt.Errorf("grant %.80q is no capability, out of order or twice", g)
 		}
 	}
