@@ -78,6 +78,8 @@ func (w *Worker) dialDoor(ctx context.Context) (*net.UnixConn, error) {
 		select {
 		case <-time.After(doorRetry):
 		case <-ctx.Done():
+		}
+		if ctx.Err() != nil {
 			return nil, fmt.Errorf("the host is away: %w", err)
 		}
 	}

@@ -61,8 +61,8 @@ func TestHeartbeat(t *testing.T) {
 	if !first.GetVaultIntegrity() || first.GetVaultFault() != "" || first.GetSerial() != w.Identity.WorkerSerial {
 		t.Errorf("first: %v", first)
 	}
-	must(t, stream.Send(&workerv1.HeartbeatRequest{IntervalMs: 1}))
 	last, asked := first.GetSequence(), time.Now()
+	must(t, stream.Send(&workerv1.HeartbeatRequest{IntervalMs: 1}))
 	eventually(t, "4 beats in a second", func() bool {
 		started := time.Now()
 		for range 4 {
@@ -88,7 +88,7 @@ func TestHeartbeat(t *testing.T) {
 		must(t, err)
 		pong = h.GetPong()
 	}
-	if took := time.Since(started); took > 10*time.Second { // a beat would take a minute
+	if took := time.Since(started); took > 40*time.Second { // a beat would take a minute
 		t.Errorf("the pong took %s", took)
 	}
 	must(t, stream.CloseSend())

@@ -26,6 +26,9 @@ const handEnv = "SDK_TEST_BY_HAND"
 // tightFile in a worker's folder gives its process less time and room than usual.
 const tightFile = "state/tight"
 
+// patientFile gives it more time to end.
+const patientFile = "state/patient"
+
 func TestMain(m *testing.M) {
 	switch os.Getenv(handEnv) {
 	case "good":
@@ -37,6 +40,8 @@ func TestMain(m *testing.M) {
 		p := newProbe()
 		_, err := os.Stat(filepath.Join(os.Getenv(wire.WorkerDirEnv), tightFile))
 		p.tight = err == nil
+		_, err = os.Stat(filepath.Join(os.Getenv(wire.WorkerDirEnv), patientFile))
+		p.patient = err == nil
 		return p.typ()
 	}, func() { goleak.VerifyTestMain(m) })
 }
@@ -51,6 +56,7 @@ type probe struct {
 	openErr error
 	closed  chan struct{}
 	tight   bool // less time and room than usual
+	patient bool // more time to end than usual
 
 	closeErr error
 }
@@ -127,6 +133,9 @@ func (p *probe) typ() sdk.Type {
 	if p.tight {
 		return sdk.Tight(t)
 	}
+	if p.patient {
+		return sdk.Patient(t)
+	}
 	return t
 }
 
@@ -190,7 +199,7 @@ func must(t *testing.T, err error) {
 // eventually polls until is holds.
 func eventually(t *testing.T, what string, is func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !is(); time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !is(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("never came true: %s", what)
 		}

@@ -73,7 +73,7 @@ func endAll(t *testing.T, env *testscript.Env, data string) {
 	if _, err := os.Stat(filepath.Join(data, "registry.db")); errors.Is(err, fs.ErrNotExist) {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	command := func(args ...string) *exec.Cmd {
 		cmd := exec.CommandContext(ctx, "dals-host", append(args, "--data-dir", data)...)
@@ -124,9 +124,9 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // eventually runs a command until it succeeds, or with ! until it fails, for at
-// most 15 s.
+// most a minute.
 func eventually(ts *testscript.TestScript, neg bool, args []string) {
-	for end := time.Now().Add(15 * time.Second); ; <-time.After(50 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; <-time.After(50 * time.Millisecond) {
 		err := ts.Exec(args[0], args[1:]...)
 		if (err != nil) == neg {
 			return

@@ -35,10 +35,10 @@ func TestCall(t *testing.T) {
 	caller := worker.Worker{Serial: "DMN-WD-1-0000abcd-00002", Name: "far", UID: 4711, PublicKey: []byte{1}, State: worker.StateLive, LedgerCode: "A1-000002", CreatedAt: time.Now()}
 	r.update(func(tx *registry.Tx) error { return tx.InsertWorker(caller) })
 	call := func(of Task) error {
-		_, err := r.Call(t.Context(), caller, of, r.envelope(nil, []byte("x")), time.Minute)
+		_, err := r.Call(t.Context(), caller, of, r.envelope(nil, []byte("x")), MaxTimeout)
 		return err
 	}
-	soon := time.Now().Add(20 * time.Second).UTC().Truncate(time.Millisecond)
+	soon := time.Now().Add(MaxTimeout / 2).UTC().Truncate(time.Millisecond)
 	of := r.atWork(caller.Serial, maxDepth-1, soon)
 	if err := call(of); err != nil {
 		t.Fatal(err)

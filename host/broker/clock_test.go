@@ -63,7 +63,7 @@ func TestCertificateByAnotherClock(t *testing.T) {
 			r := newRig(t, &fake{})
 			r.serveAt(time.Now().Add(wrong))
 			r.attach()
-			eventually(t, 20*time.Second, "connected", func() bool { return r.Health(serial).Connected })
+			eventually(t, "connected", func() bool { return r.Health(serial).Connected })
 		})
 	}
 }

@@ -116,7 +116,7 @@ func (r *rig) open() {
 	r.t.Helper()
 	_, stamp := pair(r.t)
 	b, err := New(r.t.Context(), Config{
-		Gate: r.gate, Registry: r.registry, Authority: r.auth, StampKey: stamp, Interval: time.Second,
+		Gate: r.gate, Registry: r.registry, Authority: r.auth, StampKey: stamp, Interval: limit,
 		Logger: hclog.New(&hclog.LoggerOptions{Level: hclog.Debug, Output: r.log}),
 	})
 	if err != nil {
@@ -139,7 +139,7 @@ func served(t *testing.T, f *fake) *rig {
 func up(t *testing.T, f *fake) *rig {
 	t.Helper()
 	r := served(t, f)
-	eventually(t, 10*time.Second, "connected", func() bool { return r.Health(serial).Connected })
+	eventually(t, "connected", func() bool { return r.Health(serial).Connected })
 	return r
 }
 
@@ -235,7 +235,7 @@ func (r *rig) count(kind record.Kind, status string) (n int) {
 // settled checks that everything that was admitted was closed once.
 func (r *rig) settled() {
 	r.t.Helper()
-	eventually(r.t, 5*time.Second, "nothing is outstanding", func() bool {
+	eventually(r.t, "nothing is outstanding", func() bool {
 		left, err := r.registry.Deliveries(r.t.Context(), "")
 		return err == nil && len(left) == 0
 	})
@@ -254,7 +254,10 @@ func pair(t *testing.T) (ed25519.PublicKey, ed25519.PrivateKey) {
 	return public, private
 }
 
-func eventually(t *testing.T, limit time.Duration, what string, met func() bool) {
+// limit is how long a test waits for what must come.
+const limit = time.Minute
+
+func eventually(t *testing.T, what string, met func() bool) {
 	t.Helper()
 	for end := time.Now().Add(limit); !met(); {
 		if time.Now().After(end) {

@@ -23,7 +23,7 @@ func TestLifeOfAPlugin(t *testing.T) {
 
 	dropped := time.Now()
 	path := r.drop("dals-worker-goat", good(t, "goat", "1.0.0", "GT"))
-	eventually(t, 2*time.Second, func() error { _, err := r.catalog.Lookup("goat", ""); return err })
+	eventually(t, func() error { _, err := r.catalog.Lookup("goat", ""); return err })
 	t.Logf("registered after %v", time.Since(dropped))
 	e, err := r.catalog.Lookup("goat", "1.0.0")
 	if err != nil || !e.Default || e.Family != "GT" || len(e.Descriptor.Tasks) != 1 || filepath.Base(e.Path) != e.Digest {
@@ -94,7 +94,7 @@ func TestExecutedOnce(t *testing.T) {
 	if err := os.Remove(first); err != nil { // the second copy stands in
 		t.Fatal(err)
 	}
-	eventually(t, 5*time.Second, func() error {
+	eventually(t, func() error {
 		if p := r.plugin(first); p.State == Registered {
 			return errors.New("still there")
 		}
@@ -129,7 +129,7 @@ func TestExecutedOnce(t *testing.T) {
 	if err := errors.Join(os.Chtimes(broken, now, now), os.Chtimes(second, now, now)); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 10*time.Second, func() error {
+	eventually(t, func() error {
 		if henRuns() != 2 {
 			return fmt.Errorf("the touched one was executed %d times", henRuns())
 		}
@@ -152,7 +152,7 @@ func TestNewBytesTakeThePlaceOfOld(t *testing.T) {
 	r.await(path, Registered)
 	r.use("goat", "1.0.0", true)
 	r.drop("dals-worker-goat", good(t, "goat", "1.1.0", "GT"))
-	eventually(t, 5*time.Second, func() error { _, err := r.catalog.Lookup("goat", "1.1.0"); return err })
+	eventually(t, func() error { _, err := r.catalog.Lookup("goat", "1.1.0"); return err })
 	if e, err := r.catalog.Lookup("goat", ""); err != nil || e.Version != "1.1.0" {
 		t.Errorf("the default is %+v, %v", e, err)
 	}
@@ -295,7 +295,7 @@ func TestDeletedMidway(t *testing.T) {
 	goat := plug(t, script{Do: "hang describing"})
 	executions := r.executions(goat)
 	path := r.drop("dals-worker-goat", goat)
-	eventually(t, 5*time.Second, func() error {
+	eventually(t, func() error {
 		if executions() == 0 {
 			return errors.New("not probed yet")
 		}
@@ -304,7 +304,7 @@ func TestDeletedMidway(t *testing.T) {
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 5*time.Second, func() error {
+	eventually(t, func() error {
 		if got := r.catalog.Plugins(); len(got) != 0 {
 			return fmt.Errorf("listed: %+v", got)
 		}
@@ -313,7 +313,7 @@ func TestDeletedMidway(t *testing.T) {
 	// Nor does the end of the host wait for the plugin.
 	stopped := time.Now()
 	r.stop()
-	if took := time.Since(stopped); took > 3*time.Second {
+	if took := time.Since(stopped); took > limit/2 {
 		t.Errorf("the catalog took %v to end", took)
 	}
 	r.leftNothing()
@@ -339,7 +339,7 @@ func TestFolderComesLater(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.drop("dals-worker-goat", good(t, "goat", version, "GT"))
-		eventually(t, 5*time.Second, func() error { _, err := r.catalog.Lookup("goat", version); return err })
+		eventually(t, func() error { _, err := r.catalog.Lookup("goat", version); return err })
 	}
 }
 
@@ -352,7 +352,7 @@ func TestRegistryInTrouble(t *testing.T) {
 	kept := r.registry.(*memory)
 	kept.breakWith(worker.ErrUnavailable)
 	path := r.drop("dals-worker-goat", goat)
-	eventually(t, 5*time.Second, func() error {
+	eventually(t, func() error {
 		if p := r.plugin(path); p.State != Verified || !strings.Contains(p.Reason, "host has trouble: record verdict: unavailable") {
 			return fmt.Errorf("it is %+v", p)
 		}

@@ -155,7 +155,7 @@ func TestCagedHostKilled(t *testing.T) {
 	if err := host.Start(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 20*time.Second, func() error {
+	eventually(t, func() error {
 		if len(processesOf(t, r.uid)) == 0 {
 			return errors.New("the plugin does not run")
 		}

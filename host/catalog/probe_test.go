@@ -116,7 +116,7 @@ func TestTwoProbesAtATime(t *testing.T) {
 			}
 		})
 	}
-	eventually(t, 5*time.Second, func() error {
+	eventually(t, func() error {
 		n := len(processesOf(t, r.uid)) + len(processesOf(t, r.uid+1))
 		if n > probesAtOnce {
 			t.Errorf("%d at a time", n)
@@ -175,7 +175,7 @@ func TestHostKilledWhileProbing(t *testing.T) {
 	if err := host.Start(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 20*time.Second, func() error {
+	eventually(t, func() error {
 		if len(processesOf(t, r.uid)) == 0 {
 			return errors.New("the plugin does not run")
 		}
@@ -185,7 +185,7 @@ func TestHostKilledWhileProbing(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = host.Wait()
-	eventually(t, 5*time.Second, func() error {
+	eventually(t, func() error {
 		if left := processesOf(t, r.uid); len(left) > 0 {
 			return fmt.Errorf("%v are left", left)
 		}

@@ -226,7 +226,7 @@ func TestProbesLeaveNoDescriptors(t *testing.T) {
 	for range 3 {
 		run()
 	}
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(limit)
 	for openDescriptors(t) > before && time.Now().Before(deadline) {
 		time.Sleep(10 * time.Millisecond) // between two looks at a condition
 	}

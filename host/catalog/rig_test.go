@@ -195,6 +195,7 @@ func (r *rig) prober() *PluginProber {
 	if err != nil {
 		r.t.Fatal(err)
 	}
+	p.patience = limit // for a plugin that does all that it should
 	return p
 }
 
@@ -232,7 +233,7 @@ func (r *rig) startWith(p Prober) {
 	r.t.Cleanup(r.stop)
 	select {
 	case <-c.Ready():
-	case <-time.After(10 * time.Second):
+	case <-time.After(limit):
 		r.t.Fatal("the catalog does not become ready")
 	}
 }
@@ -282,7 +283,7 @@ func (r *rig) plugin(path string) Plugin {
 // await waits until a plugin is in a state.
 func (r *rig) await(path string, s State) Plugin {
 	r.t.Helper()
-	eventually(r.t, 30*time.Second, func() error {
+	eventually(r.t, func() error {
 		if p := r.plugin(path); p.State != s {
 			return fmt.Errorf("%s is %q (%s), want %q", filepath.Base(path), p.State, p.Reason, s)
 		}
@@ -291,8 +292,11 @@ func (r *rig) await(path string, s State) Plugin {
 	return r.plugin(path)
 }
 
+// limit is how long a test waits for what must come.
+const limit = time.Minute
+
 // eventually polls until check is content.
-func eventually(t *testing.T, limit time.Duration, check func() error) {
+func eventually(t *testing.T, check func() error) {
 	t.Helper()
 	deadline := time.Now().Add(limit)
 	for {

@@ -92,7 +92,7 @@ func TestCollectInARace(t *testing.T) {
 		if err := os.Remove(path); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, 10*time.Second, func() error {
+		eventually(t, func() error {
 			r.unneeded(true)
 			if s := r.plugin(path).State; s != Gone {
 				return errors.New(string(s))
@@ -108,7 +108,7 @@ func TestCollectIsWithdrawn(t *testing.T) {
 	t.Parallel()
 	r := startRig(t)
 	gave := 0
-	for deadline := time.Now().Add(20 * time.Second); gave < 20; {
+	for deadline := time.Now().Add(limit); gave < 20; {
 		if time.Now().After(deadline) {
 			t.Fatalf("only %d calls gave up", gave)
 		}

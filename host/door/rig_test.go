@@ -34,7 +34,7 @@ func TestMain(m *testing.M) {
 const nora = worker.Serial("DMN-TP-1-deadbeef-00001")
 
 // patience is how long anything may take here before a test gives up.
-const patience = 30 * time.Second
+const patience = time.Minute
 
 // rig is one open door of a worker that runs as this process does.
 type rig struct {

@@ -409,7 +409,7 @@ func TestFewAtATime(t *testing.T) {
 	}
 	<-full
 	late := nora
-	late.Timeout = time.Second
+	late.Timeout = 3 * time.Second
 	if _, err := r.forge.Forge(t.Context(), late); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "wait for the forges before it") {
 		t.Errorf("one more than %d: %v", n, err)
 	}
@@ -431,7 +431,7 @@ func TestSettledSoon(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.launcher.stuck = nil
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 25*time.Second)
 	defer cancel()
 	ended := make(chan error, 1)
 	go func() { ended <- r.forge.Run(ctx) }()

@@ -13,7 +13,7 @@ import (
 // busy waits until something is done to each of these names.
 func (r *rig) busy(names ...string) {
 	r.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
 		r.forge.work.mu.Lock()
 		found := 0
 		for _, name := range names {

@@ -108,7 +108,7 @@ func TestSettlingDoesNotWait(t *testing.T) {
 	r.forge.leave()
 	go func() { ended <- r.forge.Run(ctx) }()
 	nora()
-	for deadline := time.Now().Add(20 * time.Second); r.runs(w.Serial); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); r.runs(w.Serial); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("it was not ended later")
 		}

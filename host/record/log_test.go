@@ -137,7 +137,7 @@ func TestDiskFails(t *testing.T) {
 	}
 	stop := start(t, l)
 	s.grow(300)
-	for deadline := time.Now().Add(10 * time.Second); ; <-time.After(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; <-time.After(time.Millisecond) {
 		if n, age := l.Lag(); n == 300 && age > time.Second {
 			break
 		}

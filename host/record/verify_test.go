@@ -222,7 +222,7 @@ func TestVerifyWhilePublishing(t *testing.T) {
 // growUntilStopped has l publish more and more of s, at least once and not
 // without end: a reader that is starved must not be left ever more to read.
 func growUntilStopped(t *testing.T, l *Log, s *rowsOf) (stop func()) {
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	stopped := make(chan struct{})
 	var growing sync.WaitGroup
 	growing.Go(func() {

@@ -56,9 +56,9 @@ func queued(r *Registry) int {
 // await polls a condition.
 func await(t testing.TB, what string, done func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !done(); runtime.Gosched() {
+	for deadline := time.Now().Add(time.Minute); !done(); runtime.Gosched() {
 		if time.Now().After(deadline) {
-			t.Errorf("no %s in 10 s", what)
+			t.Errorf("no %s in a minute", what)
 			return
 		}
 	}

@@ -115,7 +115,7 @@ func talk(t *testing.T, server, client *tls.Config) (serverErr, clientErr error)
 
 func swap(conn *tls.Conn) error {
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		return err
 	}
 	if err := conn.Handshake(); err != nil {

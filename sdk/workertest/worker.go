@@ -25,7 +25,7 @@ import (
 )
 
 // patience bounds every wait for something that should take no time.
-const patience = 10 * time.Second
+const patience = time.Minute
 
 // Worker is a worker with the test as its host. Its methods may be used by many
 // goroutines at once, but for those that start and end it.

@@ -306,7 +306,7 @@ func TestRun(t *testing.T) {
 	t.Cleanup(func() { b.must(<-done) })
 	until := func(what string, condition func() bool) {
 		t.Helper()
-		for deadline := time.Now().Add(30 * time.Second); !condition(); time.Sleep(5 * time.Millisecond) {
+		for deadline := time.Now().Add(time.Minute); !condition(); time.Sleep(5 * time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatalf("in vain waited until %s: %s", what, said.String())
 			}

@@ -21,7 +21,7 @@ import (
 )
 
 // patience is how long anything may take here.
-const patience = 30 * time.Second
+const patience = time.Minute
 
 // Bench is a data folder with a launcher open over it and an image in its
 // store. When its test ends it removes all workers, takes the launcher down and
