@@ -86,13 +86,15 @@ func TestCagedProbe(t *testing.T) {
 				r.drop("dals-worker-"+name, plug(t, c.do))
 			}
 			for name, c := range plugins {
-				got := r.await(filepath.Join(r.dir, "dals-worker-"+name), Quarantined)
-				if !strings.Contains(got.Reason, c.reason) || got.Fix == "" {
+				got := r.awaitVerdict(filepath.Join(r.dir, "dals-worker-"+name), c.reason)
+				if got.State != Quarantined || !strings.Contains(got.Reason, c.reason) || got.Fix == "" {
 					t.Errorf("%s: %q (fix %q), want %q", name, got.Reason, got.Fix, c.reason)
 				}
 			}
 			began := time.Now()
-			r.await(r.drop("dals-worker-goat", good(t, "goat", "1.0.0", "GT")), Registered)
+			goat := r.drop("dals-worker-goat", good(t, "goat", "1.0.0", "GT"))
+			r.awaitVerdict(goat, "")
+			r.await(goat, Registered)
 			t.Logf("from drop to registered: %v", time.Since(began))
 		})
 	}

@@ -84,13 +84,46 @@ func TestHanging(t *testing.T) {
 	}
 	fine := r.drop("dals-worker-fine", good(t, "fine", "1.0.0", "FI"))
 	for path, reason := range paths {
-		if p := r.await(path, Quarantined); p.Reason != reason || !strings.Contains(p.Fix, "touch the file") {
+		if p := r.awaitVerdict(path, reason); p.Reason != reason || !strings.Contains(p.Fix, "touch the file") {
 			t.Errorf("%s: %+v", filepath.Base(path), p)
 		}
 	}
+	r.awaitVerdict(fine, "")
 	r.await(fine, Registered)
 	r.stop()
 	r.leftNothing()
+}
+
+// awaitVerdict waits until a plugin is registered, or quarantined with that in the
+// reason. One that was late for another reason ran on a slow machine, and is touched
+// for another try, as people do.
+func (r *rig) awaitVerdict(path, reason string) Plugin {
+	r.t.Helper()
+	const tries = 5
+	var p Plugin
+	for try := 1; ; try++ {
+		eventually(r.t, func() error {
+			if p = r.plugin(path); p.State != Registered && p.State != Quarantined {
+				return fmt.Errorf("%s is %q", filepath.Base(path), p.State)
+			}
+			return nil
+		})
+		late := strings.Contains(p.Fix, "touch the file") && (reason == "" || !strings.Contains(p.Reason, reason))
+		if p.State == Registered || !late || try == tries {
+			return p
+		}
+		r.t.Logf("%s, try %d: %s", filepath.Base(path), try, p.Reason)
+		before, now := len(r.states(path)), time.Now()
+		if err := os.Chtimes(path, now, now); err != nil {
+			r.t.Fatal(err)
+		}
+		eventually(r.t, func() error {
+			if len(r.states(path)) == before {
+				return fmt.Errorf("%s is not tried again", filepath.Base(path))
+			}
+			return nil
+		})
+	}
 }
 
 type content struct {
