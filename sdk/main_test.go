@@ -97,8 +97,11 @@ func (p *probe) typ() sdk.Type {
 			sdk.Func("probe.big", "Answer with much.", func(_ context.Context, in size) (text, error) {
 				return text{Text: strings.Repeat("x", in.Bytes)}, nil
 			}),
-			sdk.Func("probe.fill", "Use much memory.", func(_ context.Context, in size) (size, error) {
-				return size{Bytes: bytes.Count(bytes.Repeat([]byte("x"), in.Bytes), []byte("x"))}, nil
+			sdk.Func("probe.fill", "Use much memory, until the state has a file named go; it has one named full then.", func(ctx context.Context, in size) (size, error) {
+				much := bytes.Repeat([]byte("x"), in.Bytes)
+				err := os.WriteFile(filepath.Join(sdk.FromContext(ctx).StateDir(), "full"), nil, 0o600)
+				err = errors.Join(err, awaitGo(ctx))
+				return size{Bytes: len(much)}, err
 			}),
 			sdk.Func("probe.hold", "Stay until released, whatever the context says.", p.hold),
 			sdk.Func("probe.wait", "Stay until the context ends.", func(ctx context.Context, _ nothing) (text, error) {
@@ -117,11 +120,7 @@ func (p *probe) typ() sdk.Type {
 				return *p.config, nil
 			}),
 			sdk.Func("probe.await", "Stay until the state has a file named go.", func(ctx context.Context, _ nothing) (text, error) {
-				goFile := filepath.Join(sdk.FromContext(ctx).StateDir(), "go")
-				for _, err := os.Stat(goFile); err != nil && ctx.Err() == nil; _, err = os.Stat(goFile) {
-					time.Sleep(5 * time.Millisecond)
-				}
-				return text{Text: "went"}, ctx.Err()
+				return text{Text: "went"}, awaitGo(ctx)
 			}),
 		},
 		Open:  func(_ context.Context, w *sdk.Worker) error { p.opened = w; return p.openErr },
@@ -137,6 +136,14 @@ func (p *probe) typ() sdk.Type {
 		return sdk.Patient(t)
 	}
 	return t
+}
+
+func awaitGo(ctx context.Context) error {
+	goFile := filepath.Join(sdk.FromContext(ctx).StateDir(), "go")
+	for _, err := os.Stat(goFile); err != nil && ctx.Err() == nil; _, err = os.Stat(goFile) {
+		time.Sleep(5 * time.Millisecond)
+	}
+	return ctx.Err()
 }
 
 func (p *probe) hold(_ context.Context, in text) (text, error) {
