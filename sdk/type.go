@@ -139,10 +139,11 @@ func (t Type) checkNeeds() error {
 	}
 	seen := make(map[string]bool, len(t.Capabilities))
 	for _, name := range t.Capabilities {
-		if _, err := capability.Parse(name); err != nil {
+		c, err := capability.ParseAsked(name)
+		if err != nil {
 			faults = append(faults, err)
 		}
-		if c, err := capability.Parse(name); err == nil && c.Kind == capability.Ingress && !t.hasTask(t.Name+wire.IngressVerb) {
+		if c.Kind == capability.Ingress && !t.hasTask(t.Name+wire.IngressVerb) {
 			faults = append(faults, fmt.Errorf("capability %q: there is no task %q: make it with sdk.Ingress", name, t.Name+wire.IngressVerb))
 		}
 		if seen[name] {
