@@ -1,0 +1,153 @@
+package forge
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/dals-host/dals-host/host/launch"
+	"github.com/dals-host/dals-host/host/worker"
+	"github.com/dals-host/dals-host/sdk/capability"
+)
+
+// grantMounts makes grants of SOURCE:PLACE[:ro]. Links are followed here, once, and
+// never again: what is granted is the folder that they lead to now.
+func (f *Forge) grantMounts(asked []string) (grants []string, err error) {
+	for _, text := range asked {
+		c, err := capability.ParseMount(text)
+		if err != nil {
+			return nil, worker.Hint(fmt.Errorf("%w: %w", err, worker.ErrInvalid), "write it as in --mount /srv/photos:/mnt/photos:ro")
+		}
+		source, err := filepath.EvalSymlinks(c.Folder.Source)
+		if err != nil {
+			return nil, refusedMount(c, err)
+		}
+		folder, found, err := launch.OpenFolder(source)
+		if err != nil {
+			return nil, refusedMount(c, err)
+		}
+		_ = folder.Close() // nothing was done with it
+		found.ReadOnly = c.Folder.ReadOnly
+		c.Folder = found
+		if _, err := capability.Parse(c.String()); err != nil {
+			return nil, refusedMount(c, err)
+		}
+		grants = append(grants, c.String())
+	}
+	return grants, nil
+}
+
+// checkMounts says whether the folders among the grants are there, and no worker's
+// way to what is the host's or the machine's.
+func (f *Forge) checkMounts(grants []string) error {
+	mounts, err := launch.Mounts(grants)
+	if err != nil {
+		return fmt.Errorf("mounts: %w: %w", err, worker.ErrInvalid)
+	}
+	for _, m := range mounts {
+		folder, err := m.Open()
+		if err != nil {
+			return err
+		}
+		err = f.checkFolder(folder)
+		_ = folder.Close() // nothing was done with it
+		if err != nil {
+			return refusedMount(capability.Capability{Name: m.Place, Folder: m.Folder}, err)
+		}
+	}
+	return nil
+}
+
+func refusedMount(c capability.Capability, err error) error {
+	return worker.Hint(fmt.Errorf("mount %s: folder %s: %w: %w", c.Name, c.Folder.Source, err, worker.ErrInvalid),
+		"give a folder of its own that holds what the worker needs and nothing else")
+}
+
+// ofTheMachine are folders that hold what rules the machine, or other containers
+// of it. The sockets of those who run containers are in /run.
+func ofTheMachine() []string {
+	return []string{
+		"/proc", "/sys", "/dev", "/run", "/etc", "/boot",
+		"/var/lib/docker", "/var/lib/containerd", "/var/lib/containers", "/var/lib/kubelet",
+	}
+}
+
+// checkFolder refuses a folder that is, lies in, or contains one that no worker may
+// have, by whatever path.
+func (f *Forge) checkFolder(folder *os.File) error {
+	if err := checkFileSystem(folder); err != nil {
+		return err
+	}
+	above, err := andAbove(folder)
+	if err != nil {
+		return err
+	}
+	for _, path := range slices.Concat(f.Own, ofTheMachine()) {
+		kept, err := os.OpenFile(path, unix.O_PATH|unix.O_DIRECTORY, 0)
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		aboveKept, err := andAbove(kept)
+		_ = kept.Close() // nothing was done with it
+		switch {
+		case err != nil:
+			return err
+		case slices.Contains(above, aboveKept[0]):
+			return fmt.Errorf("it is, or lies in, %s, which no worker may have", path)
+		case slices.Contains(aboveKept, above[0]):
+			return fmt.Errorf("%s lies in it, which no worker may have", path)
+		}
+	}
+	return nil
+}
+
+// place tells a folder from all others of the machine, at this moment.
+type place struct{ device, inode uint64 }
+
+// andAbove is the folder and all that it lies in, up to the root.
+func andAbove(folder *os.File) ([]place, error) {
+	var all []place
+	for at := folder; ; {
+		info, err := at.Stat()
+		if err != nil {
+			return nil, err
+		}
+		st := info.Sys().(*syscall.Stat_t)
+		here := place{st.Dev, st.Ino}
+		if len(all) > 0 && all[len(all)-1] == here { // the root lies in itself
+			return all, at.Close()
+		}
+		all = append(all, here)
+		fd, err := unix.Openat(int(at.Fd()), "..", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if at != folder {
+			_ = at.Close() // nothing was done with it
+		}
+		if err != nil {
+			return nil, fmt.Errorf("look above the folder: %w", err)
+		}
+		at = os.NewFile(uintptr(fd), "..")
+	}
+}
+
+// checkFileSystem refuses the kernel's own, wherever they are mounted.
+func checkFileSystem(folder *os.File) error {
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(int(folder.Fd()), &fs); err != nil {
+		return fmt.Errorf("look at its file system: %w", err)
+	}
+	switch int64(fs.Type) {
+	case unix.PROC_SUPER_MAGIC, unix.SYSFS_MAGIC, unix.CGROUP_SUPER_MAGIC, unix.CGROUP2_SUPER_MAGIC, unix.DEBUGFS_MAGIC, unix.TRACEFS_MAGIC,
+		unix.SECURITYFS_MAGIC, unix.SELINUX_MAGIC, unix.BPF_FS_MAGIC, unix.PSTOREFS_MAGIC, unix.EFIVARFS_MAGIC, unix.BINFMTFS_MAGIC,
+		unix.DEVPTS_SUPER_MAGIC, unix.NSFS_MAGIC:
+		return errors.New("it is a file system of the kernel's")
+	}
+	return nil
+}
