@@ -88,21 +88,16 @@ func (f *Forge) checkFolder(folder *os.File) error {
 		return err
 	}
 	for _, path := range slices.Concat(f.Own, ofTheMachine()) {
-		kept, err := os.OpenFile(path, unix.O_PATH|unix.O_DIRECTORY, 0)
-		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
-			continue
+		kept, err := placesOf(path)
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, os.ErrPermission) {
+			continue // and what this host cannot find it cannot show to anybody
 		}
-		if err != nil {
-			return err
-		}
-		aboveKept, err := andAbove(kept)
-		_ = kept.Close() // nothing was done with it
 		switch {
 		case err != nil:
 			return err
-		case slices.Contains(above, aboveKept[0]):
+		case slices.Contains(above, kept[0]):
 			return fmt.Errorf("it is, or lies in, %s, which no worker may have", path)
-		case slices.Contains(aboveKept, above[0]):
+		case slices.Contains(kept, above[0]):
 			return fmt.Errorf("%s lies in it, which no worker may have", path)
 		}
 	}
@@ -112,28 +107,48 @@ func (f *Forge) checkFolder(folder *os.File) error {
 // place tells a folder from all others of the machine, at this moment.
 type place struct{ device, inode uint64 }
 
-// andAbove is the folder and all that it lies in, up to the root.
-func andAbove(folder *os.File) ([]place, error) {
-	var all []place
-	for at := folder; ; {
+func placeOf(info os.FileInfo) place {
+	st := info.Sys().(*syscall.Stat_t)
+	return place{st.Dev, st.Ino}
+}
+
+// placesOf are the folder at path and all that it lies in, up to the root.
+func placesOf(path string) (all []place, err error) {
+	if path, err = filepath.EvalSymlinks(path); err == nil {
+		path, err = filepath.Abs(path)
+	}
+	for err == nil {
+		var info os.FileInfo
+		if info, err = os.Stat(path); err != nil {
+			break
+		}
+		if all = append(all, placeOf(info)); path == "/" {
+			return all, nil
+		}
+		path = filepath.Dir(path)
+	}
+	return nil, err
+}
+
+// andAbove is placesOf for a folder that is held open.
+func andAbove(folder *os.File) (all []place, err error) {
+	at := folder
+	for {
 		info, err := at.Stat()
 		if err != nil {
 			return nil, err
 		}
-		st := info.Sys().(*syscall.Stat_t)
-		here := place{st.Dev, st.Ino}
+		here := placeOf(info)
 		if len(all) > 0 && all[len(all)-1] == here { // the root lies in itself
-			return all, at.Close()
+			return all, nil
 		}
 		all = append(all, here)
 		fd, err := unix.Openat(int(at.Fd()), "..", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-		if at != folder {
-			_ = at.Close() // nothing was done with it
-		}
 		if err != nil {
 			return nil, fmt.Errorf("look above the folder: %w", err)
 		}
 		at = os.NewFile(uintptr(fd), "..")
+		defer at.Close() // there are as many as the path has names
 	}
 }
 

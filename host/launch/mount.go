@@ -77,10 +77,11 @@ func (m Mount) Expect(granted, shown *os.File) error {
 	if err := errors.Join(wantErr, gotErr); err != nil {
 		return m.refused(err)
 	}
-	if !os.SameFile(want, got) {
-		return m.refused(errors.New("the launcher finds another folder there: its path was changed at this moment, or what is mounted there came after the launcher's containerd had begun and does not reach it"))
+	if os.SameFile(want, got) {
+		return nil
 	}
-	return nil
+	return worker.Hint(m.refused(errors.New("the launcher finds another folder there")),
+		"if a file system was mounted there after the host's containerd had begun, end that containerd: the host starts it again, and workers run on")
 }
 
 func (m Mount) refused(err error) error {

@@ -118,6 +118,30 @@ func TestMountsLeaveNoTrace(t *testing.T) {
 	}
 }
 
+// TestLateMount: of a file system that was mounted when containerd ran already a
+// worker is shown that or nothing, and never what lies beneath.
+func TestLateMount(t *testing.T) {
+	t.Parallel()
+	b := launchtest.NewBench(t, open)
+	spec, dir := b.Spec(), b.Folder()
+	must(t, unix.Mount("tmpfs", dir, "tmpfs", 0, ""), os.WriteFile(filepath.Join(dir, "late"), nil, 0o644))
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	spec.Mounts = []launch.Mount{b.Mount("data", dir, true)}
+	must(t, b.Launcher.Create(b.Context(), spec))
+	err := b.Launcher.Start(b.Context(), spec.Serial)
+	t.Logf("started: %v", err) // it depends on whether mounts of the machine are shared
+	if err != nil {
+		if !errors.Is(err, worker.ErrInvalid) || !strings.Contains(err.Error(), "the launcher finds another folder") || b.Starts(spec) > 0 {
+			t.Error(err)
+		}
+		return
+	}
+	b.Remove(spec.Serial)
+	if got := b.Start(spec).Ask("read /mnt/data/late"); got != "ok" {
+		t.Errorf("it sees what lies beneath: %s", got)
+	}
+}
+
 // TestSwappedMount: a path that leads elsewhere in the moment between the check
 // and the mount gets no worker started.
 func TestSwappedMount(t *testing.T) {

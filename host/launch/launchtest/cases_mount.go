@@ -19,7 +19,7 @@ func (b *Bench) Folder() string {
 	b.must(err)
 	dir = filepath.Join(dir, "closed")
 	b.must(os.Mkdir(dir, 0o700))
-	dir = filepath.Join(dir, "a folder")
+	dir = filepath.Join(dir, "a folder: ü,#1=50%?")
 	b.must(os.Mkdir(dir, 0o700))
 	b.must(os.Chmod(dir, 0o777)) // past the umask
 	b.must(os.WriteFile(filepath.Join(dir, "given"), []byte("given"), 0o644))
