@@ -3,6 +3,7 @@ package forge
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -80,7 +81,7 @@ func ofTheMachine() []string {
 // checkFolder refuses a folder that is, lies in, or contains one that no worker may
 // have, by whatever path.
 func (f *Forge) checkFolder(folder *os.File) error {
-	if err := checkFileSystem(folder); err != nil {
+	if err := errors.Join(checkFileSystem(folder), checkInside(folder)); err != nil {
 		return err
 	}
 	above, err := andAbove(folder)
@@ -163,6 +164,37 @@ func checkFileSystem(folder *os.File) error {
 		unix.SECURITYFS_MAGIC, unix.SELINUX_MAGIC, unix.BPF_FS_MAGIC, unix.PSTOREFS_MAGIC, unix.EFIVARFS_MAGIC, unix.BINFMTFS_MAGIC,
 		unix.DEVPTS_SUPER_MAGIC, unix.NSFS_MAGIC:
 		return errors.New("it is a file system of the kernel's")
+	}
+	return nil
+}
+
+// mostLooked bounds how many names of a folder are looked at.
+const mostLooked = 100_000
+
+// checkInside refuses a folder that has, at its top, a socket or a pipe that
+// everybody may write: no flag of a mount keeps a worker from whoever listens
+// there. It is no proof that there is none, but what is granted by mistake has
+// them there. What this host may not read it does not look into.
+func checkInside(folder *os.File) error {
+	readable, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", folder.Fd()))
+	if errors.Is(err, os.ErrPermission) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer readable.Close()
+	entries, err := readable.ReadDir(mostLooked)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	for _, e := range entries {
+		if e.Type()&(os.ModeSocket|os.ModeNamedPipe) == 0 {
+			continue
+		}
+		if info, err := e.Info(); err == nil && info.Mode().Perm()&0o002 != 0 { // else it has gone
+			return fmt.Errorf("%.80q in it is a socket or a pipe that everybody may write: a worker would reach by it whoever listens", e.Name())
+		}
 	}
 	return nil
 }

@@ -127,7 +127,16 @@ func TestRefusedMounts(t *testing.T) {
 	if err := errors.Join(os.WriteFile(file, nil, 0o644), os.Symlink("/etc", link), os.Mkdir(filepath.Join(r.dir, "some"), 0o755)); err != nil {
 		t.Fatal(err)
 	}
+	lair, quiet := folder(t, "lair"), folder(t, "quiet")
+	if err := errors.Join(unix.Mknod(filepath.Join(lair, "pipe"), unix.S_IFIFO, 0), os.Chmod(filepath.Join(lair, "pipe"), 0o622),
+		unix.Mknod(filepath.Join(quiet, "socket"), unix.S_IFSOCK, 0), os.Chmod(filepath.Join(quiet, "socket"), 0o660)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.forge.Plan(t.Context(), mounting(quiet+":/mnt/photos")); err != nil {
+		t.Errorf("a socket that a worker may not use: %v", err)
+	}
 	for mount, says := range map[string]string{
+		lair + ":/mnt/photos":                        `"pipe" in it is a socket or a pipe`,
 		dir:                                          "SOURCE:/mnt/NAME",
 		dir + ":ro":                                  "SOURCE:/mnt/NAME",
 		dir + ":/mnt/photos:rw":                      "/mnt/NAME",
