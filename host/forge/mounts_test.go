@@ -36,8 +36,8 @@ func folder(t *testing.T, name string) string {
 	return dir
 }
 
-// granted is the grant of a folder at a place.
-func granted(t *testing.T, asked, dir string, readOnly bool) string {
+// ofPhotos is the grant of a folder at the place of photos.
+func ofPhotos(t *testing.T, dir string, readOnly bool) string {
 	t.Helper()
 	f, found, err := launch.OpenFolder(dir)
 	if err != nil {
@@ -45,7 +45,7 @@ func granted(t *testing.T, asked, dir string, readOnly bool) string {
 	}
 	_ = f.Close()
 	found.ReadOnly = readOnly
-	c, err := capability.ParseAsked(asked)
+	c, err := capability.ParseAsked(photos)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +71,7 @@ func TestMounts(t *testing.T) {
 	}
 	request := mounting(link + ":/mnt/photos:ro")
 	request.Grants = []string{toA}
-	want := []string{toA, granted(t, photos, dir, true)}
+	want := []string{toA, ofPhotos(t, dir, true)}
 	plan, err := r.forge.Plan(t.Context(), request)
 	if err != nil || !slices.Equal(plan.Worker.Grants, want) || !slices.Equal(plan.Manifest.Grants, want) || !slices.Equal(plan.NotGranted, []string{inbox}) {
 		t.Fatalf("plan %+v, %v", plan, err)
@@ -176,7 +176,7 @@ func TestRefusedMounts(t *testing.T) {
 		t.Errorf("two at one place: %v", err)
 	}
 	// Only by a mount is a folder granted: nobody says which by himself.
-	for _, grant := range []string{photos, granted(t, photos, "/etc", false), granted(t, photos, dir, false)} {
+	for _, grant := range []string{photos, ofPhotos(t, "/etc", false), ofPhotos(t, dir, false)} {
 		if _, err := r.forge.Forge(t.Context(), granting(grant)); !errors.Is(err, worker.ErrInvalid) || !strings.Contains(worker.HintOf(err), "--mount") {
 			t.Errorf("%s: %v", grant, err)
 		}
@@ -200,9 +200,9 @@ func TestMountsLike(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, c := range map[string]struct{ grants, mounts, want []string }{
-		"as-it-is":     {nil, nil, []string{toA, granted(t, photos, dir, false)}},
-		"other-grant":  {[]string{toB}, nil, []string{toB, granted(t, photos, dir, false)}},
-		"other-folder": {nil, []string{other + ":/mnt/photos:ro"}, []string{toA, granted(t, photos, other, true)}},
+		"as-it-is":     {nil, nil, []string{toA, ofPhotos(t, dir, false)}},
+		"other-grant":  {[]string{toB}, nil, []string{toB, ofPhotos(t, dir, false)}},
+		"other-folder": {nil, []string{other + ":/mnt/photos:ro"}, []string{toA, ofPhotos(t, other, true)}},
 	} {
 		made, err := r.forge.Forge(t.Context(), Request{Name: name, Like: "nora", Grants: c.grants, Mounts: c.mounts})
 		if err != nil || !slices.Equal(made.Worker.Grants, c.want) {
@@ -232,7 +232,7 @@ func TestUpgradeMounts(t *testing.T) {
 	r.others = map[string]string{"1.3.0": strings.Repeat("ab", 32)}
 	r.asks = []string{photos}
 	w, _, err := r.forge.Upgrade(t.Context(), serial, UpgradeRequest{Version: "1.3.0"})
-	if err != nil || !slices.Equal(w.Grants, []string{granted(t, photos, dir, false)}) {
+	if err != nil || !slices.Equal(w.Grants, []string{ofPhotos(t, dir, false)}) {
 		t.Fatalf("asks for less: %q, %v", w.Grants, err)
 	}
 	if err := errors.Join(os.Remove(dir), os.Mkdir(dir, 0o755), os.Remove(dir)); err != nil {
@@ -250,7 +250,7 @@ func TestUpgradeMounts(t *testing.T) {
 	}
 	for range 2 { // the second has nothing to do
 		w, _, err = r.forge.Upgrade(t.Context(), serial, UpgradeRequest{Version: "1.3.0", Mounts: []string{other + ":/mnt/photos:ro"}})
-		if err != nil || !slices.Equal(w.Grants, []string{granted(t, photos, other, true)}) {
+		if err != nil || !slices.Equal(w.Grants, []string{ofPhotos(t, other, true)}) {
 			t.Fatalf("another folder: %q, %v", w.Grants, err)
 		}
 	}

@@ -39,7 +39,7 @@ func (b *Bench) Mount(name, dir string, readOnly bool) launch.Mount {
 // At is where the worker finds what it is shown.
 func (g *Guest) At(place string) string {
 	g.t.Helper()
-	for _, at := range strings.Split(envOf(g.Report().Env, launch.EnvMounts), ":") {
+	for at := range strings.SplitSeq(envOf(g.Report().Env, launch.EnvMounts), ":") {
 		if name, path, _ := strings.Cut(at, "="); name == place {
 			return path
 		}
