@@ -1,6 +1,7 @@
 package forge
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -81,7 +82,7 @@ func ofTheMachine() []string {
 // checkFolder refuses a folder that is, lies in, or contains one that no worker may
 // have, by whatever path.
 func (f *Forge) checkFolder(folder *os.File) error {
-	if err := errors.Join(checkFileSystem(folder), checkInside(folder)); err != nil {
+	if err := cmp.Or(checkFileSystem(folder), checkInside(folder)); err != nil {
 		return err
 	}
 	above, err := andAbove(folder)

@@ -2,6 +2,7 @@ package forge
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -84,7 +85,7 @@ func (f *Forge) newJob(ctx context.Context, r Request) (_ *job, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := errors.Join(checkGrants(typ, r.Grants), f.checkMounts(r.Grants)); err != nil {
+	if err := cmp.Or(checkGrants(typ, r.Grants), f.checkMounts(r.Grants)); err != nil {
 		return nil, err
 	}
 	hash, err := r.hash()

@@ -1,6 +1,7 @@
 package capability
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/url"
@@ -32,12 +33,18 @@ type Folder struct {
 // maxMount keeps a grant inside of what a manifest takes.
 const maxMount = 223
 
-var (
-	placeForm  = regexp.MustCompile(`^/mnt/[a-z0-9][a-z0-9_.-]{0,31}$`)
-	folderForm = regexp.MustCompile(`^(.*?)(:ro)?#([0-9]+)\.([0-9]+)$`)
+// maxPlace bounds the name of a place, in bytes.
+const maxPlace = 32
 
+var (
+	placeForm    = regexp.MustCompile(`^[a-z0-9][a-z0-9_.-]*$`)
 	errMountForm = errors.New("write it as mount:/mnt/NAME, as in mount:/mnt/photos")
 )
+
+func isPlace(place string) bool {
+	name, ok := strings.CutPrefix(place, PlaceDir)
+	return ok && len(name) <= maxPlace && placeForm.MatchString(name)
+}
 
 // Asked is the capability as a type asks for it.
 func (c Capability) Asked() Capability {
@@ -67,8 +74,8 @@ func ParseMount(text string) (Capability, error) {
 		return Capability{}, fmt.Errorf("mount %.300q: write it as SOURCE:/mnt/NAME or SOURCE:/mnt/NAME:ro", text)
 	}
 	c := Capability{Kind: Mount, Name: rest[i+1:], Folder: Folder{Source: rest[:i], ReadOnly: readOnly}}
-	if !placeForm.MatchString(c.Name) {
-		return Capability{}, fmt.Errorf("mount %.300q: its place %.80q is not /mnt/NAME, with a NAME of at most 32 lower-case letters, digits, '_', '-' and '.'", text, c.Name)
+	if !isPlace(c.Name) {
+		return Capability{}, fmt.Errorf("mount %.300q: its place %.80q is not /mnt/NAME, with a NAME of at most %d lower-case letters, digits, '_', '-' and '.'", text, c.Name, maxPlace)
 	}
 	if err := c.Folder.check(); err != nil {
 		return Capability{}, fmt.Errorf("mount %.300q: %w", text, err)
@@ -80,24 +87,36 @@ func ParseMount(text string) (Capability, error) {
 func parseMount(rest string) (Capability, error) {
 	place, folder, granted := strings.Cut(rest, "=")
 	c := Capability{Kind: Mount, Name: place}
-	if !placeForm.MatchString(place) {
+	if !isPlace(place) {
 		return c, errMountForm
 	}
 	if !granted {
 		return c, nil
 	}
-	parts := folderForm.FindStringSubmatch(folder)
-	if parts == nil {
-		return c, errors.New("the folder has no form")
-	}
-	source, err := url.PathUnescape(parts[1])
-	if err != nil {
+	var err error
+	if c.Folder, err = parseFolder(folder); err != nil {
 		return c, err
 	}
-	inode, inodeErr := strconv.ParseUint(parts[3], 10, 64)
-	born, bornErr := strconv.ParseInt(parts[4], 10, 64)
-	c.Folder = Folder{Source: source, ReadOnly: parts[2] != "", Inode: inode, Born: born}
-	return c, errors.Join(inodeErr, bornErr, c.Folder.check(), c.Folder.checkSize(place))
+	return c, cmp.Or(c.Folder.check(), c.Folder.checkSize(place))
+}
+
+// parseFolder reads SOURCE[:ro]#INODE.BORN.
+func parseFolder(text string) (f Folder, err error) {
+	i := strings.LastIndexByte(text, '#')
+	if i < 0 {
+		return f, errors.New("the folder has no form")
+	}
+	inode, born, _ := strings.Cut(text[i+1:], ".")
+	f.Inode, err = strconv.ParseUint(inode, 10, 64)
+	seconds, bornErr := strconv.ParseUint(born, 10, 63)
+	f.Born = int64(seconds)
+	text, f.ReadOnly = strings.CutSuffix(text[:i], ":ro")
+	source, sourceErr := url.PathUnescape(text)
+	f.Source = source
+	if err := errors.Join(err, bornErr, sourceErr); err != nil {
+		return f, fmt.Errorf("the folder has no form: %w", err)
+	}
+	return f, nil
 }
 
 // check says whether the folder's path has its form.
