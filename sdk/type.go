@@ -41,7 +41,8 @@ type Type struct {
 	// Resources are what one worker needs.
 	Resources Resources
 	// Capabilities are what a worker may need beyond its own folder, in the words
-	// of package capability, as in egress:HOST:PORT. They are asked for here and
+	// of package capability, as in egress:HOST:PORT or mount:/mnt/NAME
+	// (Worker.DialContext, Worker.Mount). They are asked for here and
 	// granted, or not, by who forges: Worker.Grants says which a worker has.
 	Capabilities []string
 	// Open, when not nil, runs in a worker once Config is read and before the

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/dals-host/dals-host/host/record"
@@ -147,6 +148,48 @@ func TestMountReplaced(t *testing.T) {
 			t.Fatal(err)
 		}
 		if text, err := h.take("pics", "/mnt/photos", "given"); err != nil || !strings.Contains(text, "other") {
+			t.Errorf("took %s, %v", text, err)
+		}
+	})
+}
+
+// TestMountComesBack: a worker that died while its folder was away runs again when
+// that is back, and not before.
+func TestMountComesBack(t *testing.T) {
+	t.Parallel()
+	launchers(t, func(t *testing.T, h *host) {
+		newOutpost(t, h)
+		dir := album(t, "album")
+		w, err := h.forgeMounted("pics", dir+":/mnt/photos:ro")
+		if err != nil {
+			t.Fatalf("%v\n%s", err, h.log)
+		}
+		if err := errors.Join(os.Rename(dir, dir+" aside"), os.Mkdir(dir, 0o755)); err != nil {
+			t.Fatal(err)
+		}
+		if text, err := h.take("pics", "/mnt/photos", "given"); err != nil || !strings.Contains(text, "album") {
+			t.Errorf("while it runs: %s, %v", text, err)
+		}
+		h.signal(w.WorkerSerial, syscall.SIGKILL)
+		h.eventually("it is refused", func() error {
+			if text := h.log.String(); !strings.Contains(text, "worker did not come back") || !strings.Contains(text, "another folder than was granted") {
+				return errors.New("not yet")
+			}
+			return nil
+		})
+		if got := h.worker("pics"); got.State != "restarting" {
+			t.Errorf("it is %s", got.State)
+		}
+		if err := errors.Join(os.Remove(dir), os.Rename(dir+" aside", dir)); err != nil {
+			t.Fatal(err)
+		}
+		h.eventually("it runs again", func() error {
+			if got := h.worker("pics"); got.State != "live" || got.Restarts != 1 {
+				return fmt.Errorf("%s, %d restarts", got.State, got.Restarts)
+			}
+			return nil
+		})
+		if text, err := h.take("pics", "/mnt/photos", "given"); err != nil || !strings.Contains(text, "album") {
 			t.Errorf("took %s, %v", text, err)
 		}
 	})
