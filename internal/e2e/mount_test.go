@@ -36,15 +36,17 @@ func album(t *testing.T, name string) string {
 	return dir
 }
 
-func (h *host) take(worker, place, name string) (string, error) {
+// take has the worker pics read a file.
+func (h *host) take(place, name string) (string, error) {
 	h.t.Helper()
-	said, err := h.send(worker, "wanderer.take", map[string]any{"place": place, "name": name})
+	said, err := h.send("pics", "wanderer.take", map[string]any{"place": place, "name": name})
 	return string(said.Result), err
 }
 
-func (h *host) put(worker, place, name string) error {
+// put has it write one.
+func (h *host) put(place, name string) error {
 	h.t.Helper()
-	_, err := h.send(worker, "wanderer.put", map[string]any{"place": place, "name": name, "text": "put"})
+	_, err := h.send("pics", "wanderer.put", map[string]any{"place": place, "name": name, "text": "put"})
 	return err
 }
 
@@ -66,13 +68,13 @@ func TestMount(t *testing.T) {
 			t.Errorf("not granted %q", w.NotGranted)
 		}
 		for range 2 {
-			if text, err := h.take("pics", "/mnt/photos", "given"); err != nil || !strings.Contains(text, "an album") {
+			if text, err := h.take("/mnt/photos", "given"); err != nil || !strings.Contains(text, "an album") {
 				t.Errorf("took %s, %v", text, err)
 			}
-			if err := h.put("pics", "/mnt/photos", "made"); err != nil {
+			if err := h.put("/mnt/photos", "made"); err != nil {
 				t.Error(err)
 			}
-			if err := h.put("pics", "/mnt/fixed", "made too"); (err == nil) != (h.launcher == "process") { // which isolates nothing
+			if err := h.put("/mnt/fixed", "made too"); (err == nil) != (h.launcher == "process") { // which isolates nothing
 				t.Errorf("wrote where it may only read: %v", err)
 			}
 			if text, err := os.ReadFile(filepath.Join(dir, "made")); err != nil || string(text) != "put" {
@@ -87,7 +89,7 @@ func TestMount(t *testing.T) {
 				return nil
 			})
 		}
-		if _, err := h.take("pics", "/mnt/inbox", "given"); err == nil || !strings.Contains(err.Error(), "not_granted") {
+		if _, err := h.take("/mnt/inbox", "given"); err == nil || !strings.Contains(err.Error(), "not_granted") {
 			t.Errorf("what was not granted: %v", err)
 		}
 		if text, said, code := h.run("verify", "pics"); code != 0 {
@@ -147,7 +149,7 @@ func TestMountReplaced(t *testing.T) {
 		if _, err := h.client.Start(t.Context(), "pics", 0); err != nil {
 			t.Fatal(err)
 		}
-		if text, err := h.take("pics", "/mnt/photos", "given"); err != nil || !strings.Contains(text, "other") {
+		if text, err := h.take("/mnt/photos", "given"); err != nil || !strings.Contains(text, "other") {
 			t.Errorf("took %s, %v", text, err)
 		}
 	})
@@ -167,7 +169,7 @@ func TestMountComesBack(t *testing.T) {
 		if err := errors.Join(os.Rename(dir, dir+" aside"), os.Mkdir(dir, 0o755)); err != nil {
 			t.Fatal(err)
 		}
-		if text, err := h.take("pics", "/mnt/photos", "given"); err != nil || !strings.Contains(text, "album") {
+		if text, err := h.take("/mnt/photos", "given"); err != nil || !strings.Contains(text, "album") {
 			t.Errorf("while it runs: %s, %v", text, err)
 		}
 		h.signal(w.WorkerSerial, syscall.SIGKILL)
@@ -189,7 +191,7 @@ func TestMountComesBack(t *testing.T) {
 			}
 			return nil
 		})
-		if text, err := h.take("pics", "/mnt/photos", "given"); err != nil || !strings.Contains(text, "album") {
+		if text, err := h.take("/mnt/photos", "given"); err != nil || !strings.Contains(text, "album") {
 			t.Errorf("took %s, %v", text, err)
 		}
 	})
