@@ -36,10 +36,10 @@ func album(t *testing.T, name string) string {
 	return dir
 }
 
-// take has the worker pics read a file.
-func (h *host) take(place, name string) (string, error) {
+// take has the worker pics read the file that it was given.
+func (h *host) take(place string) (string, error) {
 	h.t.Helper()
-	said, err := h.send("pics", "wanderer.take", map[string]any{"place": place, "name": name})
+	said, err := h.send("pics", "wanderer.take", map[string]any{"place": place, "name": "given"})
 	return string(said.Result), err
 }
 
@@ -68,7 +68,7 @@ func TestMount(t *testing.T) {
 			t.Errorf("not granted %q", w.NotGranted)
 		}
 		for range 2 {
-			if text, err := h.take("/mnt/photos", "given"); err != nil || !strings.Contains(text, "an album") {
+			if text, err := h.take("/mnt/photos"); err != nil || !strings.Contains(text, "an album") {
 				t.Errorf("took %s, %v", text, err)
 			}
 			if err := h.put("/mnt/photos", "made"); err != nil {
@@ -89,7 +89,7 @@ func TestMount(t *testing.T) {
 				return nil
 			})
 		}
-		if _, err := h.take("/mnt/inbox", "given"); err == nil || !strings.Contains(err.Error(), "not_granted") {
+		if _, err := h.take("/mnt/inbox"); err == nil || !strings.Contains(err.Error(), "not_granted") {
 			t.Errorf("what was not granted: %v", err)
 		}
 		if text, said, code := h.run("verify", "pics"); code != 0 {
@@ -149,7 +149,7 @@ func TestMountReplaced(t *testing.T) {
 		if _, err := h.client.Start(t.Context(), "pics", 0); err != nil {
 			t.Fatal(err)
 		}
-		if text, err := h.take("/mnt/photos", "given"); err != nil || !strings.Contains(text, "other") {
+		if text, err := h.take("/mnt/photos"); err != nil || !strings.Contains(text, "other") {
 			t.Errorf("took %s, %v", text, err)
 		}
 	})
@@ -169,7 +169,7 @@ func TestMountComesBack(t *testing.T) {
 		if err := errors.Join(os.Rename(dir, dir+" aside"), os.Mkdir(dir, 0o755)); err != nil {
 			t.Fatal(err)
 		}
-		if text, err := h.take("/mnt/photos", "given"); err != nil || !strings.Contains(text, "album") {
+		if text, err := h.take("/mnt/photos"); err != nil || !strings.Contains(text, "album") {
 			t.Errorf("while it runs: %s, %v", text, err)
 		}
 		h.signal(w.WorkerSerial, syscall.SIGKILL)
@@ -191,7 +191,7 @@ func TestMountComesBack(t *testing.T) {
 			}
 			return nil
 		})
-		if text, err := h.take("/mnt/photos", "given"); err != nil || !strings.Contains(text, "album") {
+		if text, err := h.take("/mnt/photos"); err != nil || !strings.Contains(text, "album") {
 			t.Errorf("took %s, %v", text, err)
 		}
 	})
