@@ -188,6 +188,7 @@ func (h *Host) spec(w worker.Worker) launch.Spec {
 		Image: launch.Image{Digest: w.PluginDigest, Path: h.paths.binary(w.PluginDigest), Type: w.Type, Version: w.TypeVersion},
 		Etc:   forge.HasEgress(w),
 	}
+	s.Mounts, _ = launch.Mounts(w.Grants) // they were checked
 	// A descriptor that cannot be read leaves the launcher's default limits.
 	if d, err := h.plugins.Descriptor(w.PluginDigest); err == nil {
 		s.Limits = limitsFor(d.GetResources())

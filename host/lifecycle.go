@@ -45,7 +45,7 @@ func (b backend) Upgrade(ctx context.Context, r control.UpgradeRequest) (control
 		return control.Upgraded{}, err
 	}
 	w, from, err := b.forge.Upgrade(ctx, w.Serial, forge.UpgradeRequest{
-		Version: r.Version, Config: r.Config, Grace: r.Grace, Timeout: r.Timeout,
+		Version: r.Version, Config: r.Config, Mounts: r.Mounts, Grace: r.Grace, Timeout: r.Timeout,
 	})
 	b.integrity.forget(w.Serial) // what was found was found of the old folder, or of none
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
@@ -171,7 +172,7 @@ func (h *Host) openSupervisorAndForge(context.Context) error {
 	c := forge.Config{
 		Types: types{h.catalog}, Registry: h.registry, Stage: h.stage, Ports: h.ports, Keys: h.keys, Authority: h.authority,
 		Launcher: h.launcher, Sessions: h.sessions(), Keeper: h.supervisor, Checkpoint: h.record.Checkpoint,
-		Changed: h.mirrors.changed, OwnUID: os.Geteuid(), Spec: h.spec, Logger: h.Logger.Named("forge"),
+		Changed: h.mirrors.changed, OwnUID: os.Geteuid(), Own: slices.Concat(h.PluginDirs, []string{h.paths.data}), Spec: h.spec, Logger: h.Logger.Named("forge"),
 	}
 	if os.Geteuid() == 0 {
 		first := firstUIDOf(h.keys.HostID())

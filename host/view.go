@@ -5,11 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"slices"
 
 	"github.com/dals-host/dals-host/host/control"
 	"github.com/dals-host/dals-host/host/registry"
 	"github.com/dals-host/dals-host/host/worker"
+	"github.com/dals-host/dals-host/sdk/capability"
 	"github.com/dals-host/dals-host/sdk/identity"
 	"github.com/dals-host/dals-host/sdk/manifest"
 )
@@ -93,11 +93,7 @@ func (h *Host) view(ctx context.Context, w worker.Worker) control.WorkerView {
 func (h *Host) fullView(ctx context.Context, w worker.Worker) control.WorkerView {
 	v := h.view(ctx, w)
 	if d, err := h.plugins.Descriptor(w.PluginDigest); err == nil {
-		for _, asked := range d.GetCapabilities() {
-			if !slices.Contains(w.Grants, asked) {
-				v.NotGranted = append(v.NotGranted, asked)
-			}
-		}
+		v.NotGranted = capability.NotGranted(d.GetCapabilities(), w.Grants)
 	}
 	return v
 }

@@ -41,7 +41,8 @@ type Type struct {
 	// Resources are what one worker needs.
 	Resources Resources
 	// Capabilities are what a worker may need beyond its own folder, in the words
-	// of package capability, as in egress:HOST:PORT. They are asked for here and
+	// of package capability, as in egress:HOST:PORT or mount:/mnt/NAME
+	// (Worker.DialContext, Worker.Mount). They are asked for here and
 	// granted, or not, by who forges: Worker.Grants says which a worker has.
 	Capabilities []string
 	// Open, when not nil, runs in a worker once Config is read and before the
@@ -139,10 +140,11 @@ func (t Type) checkNeeds() error {
 	}
 	seen := make(map[string]bool, len(t.Capabilities))
 	for _, name := range t.Capabilities {
-		if _, err := capability.Parse(name); err != nil {
+		c, err := capability.ParseAsked(name)
+		if err != nil {
 			faults = append(faults, err)
 		}
-		if c, err := capability.Parse(name); err == nil && c.Kind == capability.Ingress && !t.hasTask(t.Name+wire.IngressVerb) {
+		if c.Kind == capability.Ingress && !t.hasTask(t.Name+wire.IngressVerb) {
 			faults = append(faults, fmt.Errorf("capability %q: there is no task %q: make it with sdk.Ingress", name, t.Name+wire.IngressVerb))
 		}
 		if seen[name] {

@@ -47,6 +47,7 @@ func TestCheckNamesEveryFault(t *testing.T) {
 		"resources: 1099511627777 bytes":    func(t *Type) { t.Resources.MemoryBytes = 1<<40 + 1 },
 		`capability "" is of no known kind`: func(t *Type) { t.Capabilities = []string{""} },
 		`capability "net work" is of no`:    func(t *Type) { t.Capabilities = []string{"net work"} },
+		`write it as mount:/mnt/NAME`:       func(t *Type) { t.Capabilities = []string{"mount:/mnt/a=/etc#1.1"} },
 		`no task "good.ingress"`:            func(t *Type) { t.Capabilities = []string{"ingress:hooks"} },
 		"capability of 257 bytes":           func(t *Type) { t.Capabilities = []string{"a:" + strings.Repeat("b", 255)} },
 		"capabilities: 33, more than":       func(t *Type) { t.Capabilities = make([]string, 33) },

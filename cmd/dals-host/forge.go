@@ -43,6 +43,7 @@ lists what is missing. --json gives {"made": [...], "failed": [...]}.`,
   dals-host forge --type template --name crowd --class-code A1 --count 200
   dals-host forge --like nora --name tom
   dals-host forge --type mirror --name far --class-code A1 --grant egress:example.org:443
+  dals-host forge --type album --name pics --class-code A1 --mount /srv/photos:/mnt/photos:ro
   dals-host forge --type ledger --name books --class-code 300.100.000 --set max_record_bytes=4096`,
 		Args: exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -81,6 +82,7 @@ lists what is missing. --json gives {"made": [...], "failed": [...]}.`,
 	flags.IntVar(&count, "count", 0, fmt.Sprintf("forge `K` workers, NAME-1 to NAME-K (up to %d)", maxCount))
 	flags.StringVar(&request.Like, "like", "", "type, version, class code, config and grants of this `WORKER`, where no others are given")
 	flags.StringArrayVar(&request.Grants, "grant", nil, "let the worker have this `CAPABILITY` of those that its type asks for (repeatable)")
+	flags.StringArrayVar(&request.Mounts, "mount", nil, "show the worker a folder of this machine, `SOURCE:/mnt/NAME[:ro]`, that its type asks for (repeatable)")
 	flags.BoolVar(&request.NoStart, "no-start", false, "leave the worker stopped")
 	completeFlag(cmd, "type", a.typeNames)
 	completeFlag(cmd, "like", a.workerNames)

@@ -64,6 +64,11 @@ func buildPlugins(t *testing.T) (string, error) {
 	if said, err := build.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build plugin: %w\n%s", err, said)
 	}
+	wanderer := exec.Command("go", "build", "-buildvcs=false", "-o", filepath.Join(dir, "dals-worker-wanderer"), "-ldflags", "-X 'main.asks=egress:example.org:443 mount:/mnt/photos mount:/mnt/inbox'", "../../internal/e2e/wanderer")
+	wanderer.Env = build.Env
+	if said, err := wanderer.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build plugin: %w\n%s", err, said)
+	}
 	return dir, os.Rename(filepath.Join(dir, "template"), filepath.Join(dir, "dals-worker-template"))
 }
 

@@ -22,10 +22,12 @@ Its serial, numbers, port, keys, state and log stay. The old version comes back 
 the new one does not become healthy; what that wrote into the worker's state stays.
 
 The worker keeps its config, if the new version takes it. One that is given with
---config or --set replaces all of it. Where nothing differs nothing is done.`,
+--config or --set replaces all of it. A folder given with --mount takes the place of
+the one that the worker has there. Where nothing differs nothing is done.`,
 		Example: `  dals-host upgrade nora
   dals-host upgrade nora --version 1.1.0
-  dals-host upgrade nora --set greeting=ahoy --grace 30s`,
+  dals-host upgrade nora --set greeting=ahoy --grace 30s
+  dals-host upgrade pics --mount /big/photos:/mnt/photos:ro`,
 		Args:              exactly(1),
 		ValidArgsFunction: a.completeWorker,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -49,6 +51,7 @@ The worker keeps its config, if the new version takes it. One that is given with
 	flags.StringVar(&request.Version, "version", "", "version of the type (default the current one)")
 	flags.StringVar(&configFile, "config", "", "`FILE` with the worker's new config, a JSON object; - is stdin")
 	flags.StringArrayVar(&settings, "set", nil, "set `KEY=VALUE` in the new config; a value that is not JSON is text (repeatable)")
+	flags.StringArrayVar(&request.Mounts, "mount", nil, "show the worker this folder, `SOURCE:/mnt/NAME[:ro]`, in place of the one there (repeatable)")
 	graceFlag(cmd, &request.Grace)
 	healthyFlag(cmd, &request.Timeout)
 	return cmd

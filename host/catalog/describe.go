@@ -140,7 +140,7 @@ func checkCapabilities(said []string) ([]string, error) {
 		return nil, bad("ask for fewer", "asks for %d capabilities, more than %d", len(said), capability.Max)
 	}
 	for _, c := range said {
-		if _, err := capability.Parse(c); err != nil {
+		if _, err := capability.ParseAsked(c); err != nil {
 			return nil, bad("ask for what this host knows, as it writes it: see docs/capabilities.md", "asks for what there is not: %v", err)
 		}
 	}

@@ -18,7 +18,7 @@ func TestDescriptorIsKept(t *testing.T) {
 	t.Parallel()
 	said := describing("goat", "1.2.3-rc.1", "GT")
 	said.Summary = "eats\n\x1b[31m\u202e  everything"
-	said.Capabilities = []string{"egress:example.org:443", "egress:10.0.0.1:5432"}
+	said.Capabilities = []string{"egress:example.org:443", "egress:10.0.0.1:5432", "mount:/mnt/photos"}
 	said.Resources = &workerv1.Resources{MemoryBytes: 64 << 20}
 	d, err := checkDescriptor(said)
 	if err != nil {
@@ -92,6 +92,8 @@ func TestDescriptorIsRefused(t *testing.T) {
 		"asks for what there is not: capability": {
 			func(d *workerv1.TypeDescriptor) { d.Capabilities = []string{"gpu"} },
 			func(d *workerv1.TypeDescriptor) { d.Capabilities = []string{"egress: x"} },
+			func(d *workerv1.TypeDescriptor) { d.Capabilities = []string{"mount:/etc"} },
+			func(d *workerv1.TypeDescriptor) { d.Capabilities = []string{"mount:/mnt/a=/etc#1.1"} },
 			func(d *workerv1.TypeDescriptor) { d.Capabilities = []string{"\x1b"} },
 		},
 		"has no task goat.ingress": {func(d *workerv1.TypeDescriptor) { d.Capabilities = []string{"ingress:hooks"} }},

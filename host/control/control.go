@@ -93,6 +93,7 @@ type ForgeRequest struct {
 	Like      string        // the worker that tells what is left empty, by name or serial
 	NoStart   bool          // leaves the worker stopped
 	Grants    []string      // what it may do beyond its own folder
+	Mounts    []string      // folders that become grants: SOURCE:PLACE[:ro]
 }
 
 // ForgeResult is a forged worker.

@@ -27,6 +27,7 @@ type UpgradeRequest struct {
 	Ref     string
 	Version string        // empty for the type's default version
 	Config  []byte        // a JSON object, or empty to keep the worker's own
+	Mounts  []string      // SOURCE:PLACE[:ro], each in place of what the worker has there
 	Grace   time.Duration // for the old version to end
 	Timeout time.Duration // for the new one to become healthy
 }
@@ -63,7 +64,7 @@ func (s *service) Restart(ctx context.Context, r *hostv1.RestartRequest) (*hostv
 
 func (s *service) Upgrade(ctx context.Context, r *hostv1.UpgradeRequest) (*hostv1.UpgradeResponse, error) {
 	done, err := s.Lifecycle.Upgrade(ctx, UpgradeRequest{
-		Ref: r.GetWorker(), Version: r.GetTypeVersion(), Config: r.GetConfig(),
+		Ref: r.GetWorker(), Version: r.GetTypeVersion(), Config: r.GetConfig(), Mounts: r.GetMounts(),
 		Grace: milliseconds(r.GetGraceMs()), Timeout: milliseconds(r.GetTimeoutMs()),
 	})
 	if err != nil {

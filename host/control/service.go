@@ -46,7 +46,7 @@ func (s *service) Forge(ctx context.Context, r *hostv1.ForgeRequest) (*hostv1.Fo
 	request := ForgeRequest{
 		Name: r.GetWorkerName(), Type: r.GetWorkerType(), ClassCode: r.GetClassCode(), Version: r.GetTypeVersion(),
 		Config: r.GetConfig(), Timeout: milliseconds(r.GetTimeoutMs()), PlanHash: r.GetPlanHash(),
-		Like: r.GetLike(), NoStart: r.GetNoStart(), Grants: r.GetGrants(),
+		Like: r.GetLike(), NoStart: r.GetNoStart(), Grants: r.GetGrants(), Mounts: r.GetMounts(),
 	}
 	if r.GetDryRun() {
 		plan, err := s.Forger.Plan(ctx, request)

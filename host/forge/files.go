@@ -40,7 +40,7 @@ func folders(w worker.Worker) []file {
 		{path: launch.RunDir + "/", access: workerOwned(w, 0o700)},
 		{path: launch.LogsDir + "/", access: stage.Access{Mode: 0o700}},
 	}
-	if len(w.Grants) > 0 { // everything that can be granted is reached by the door
+	if len(w.Grants) > 0 { // one that has folders alone makes nothing of it
 		all = append(all, file{path: manifest.DoorDir + "/", access: hostOwned(w, 0o750)})
 	}
 	if HasEgress(w) {

@@ -98,6 +98,9 @@ type Config struct {
 	// is not root, whose workers run as the host's own uid, OwnUID.
 	UIDs   UIDRange
 	OwnUID int
+	// Own are folders of the host's that no worker may be granted, nor what they
+	// lie in.
+	Own []string
 	// Spec says how to run a worker, from what its row says.
 	Spec   func(worker.Worker) launch.Spec
 	Logger hclog.Logger
@@ -142,8 +145,10 @@ type Request struct {
 	Like    string
 	NoStart bool // the worker is made, and stopped
 	// Grants are what the worker may do beyond its own folder, of what its type
-	// asks for, as sdk/capability writes them.
+	// asks for, as sdk/capability writes them. Folders are given by Mounts,
+	// SOURCE:PLACE[:ro], and become grants.
 	Grants []string
+	Mounts []string
 }
 
 // DefaultTimeout bounds a forge whose caller names no time.

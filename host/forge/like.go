@@ -4,17 +4,31 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/dals-host/dals-host/host/worker"
+	"github.com/dals-host/dals-host/sdk/capability"
 )
 
 // resolve puts the request into order, and fills in what it leaves to the worker
 // that it is to be like.
 func (f *Forge) resolve(ctx context.Context, r Request) (Request, error) {
-	r, err := r.normal()
-	if err != nil || r.Like == "" {
+	r, err := f.normal(r)
+	if err == nil && r.Like != "" {
+		r, err = f.liken(ctx, r)
+	}
+	if err != nil {
 		return r, err
 	}
+	if r.Grants, err = capability.Normal(slices.Concat(r.Grants, r.Mounts)); err != nil {
+		return r, fmt.Errorf("grant: %w: %w", err, worker.ErrInvalid)
+	}
+	r.Mounts = nil
+	return r, nil
+}
+
+// liken fills in what a request that is in order leaves to its model.
+func (f *Forge) liken(ctx context.Context, r Request) (Request, error) {
 	model, err := f.find(ctx, r.Like)
 	if err != nil {
 		return r, err
@@ -33,10 +47,26 @@ func (f *Forge) resolve(ctx context.Context, r Request) (Request, error) {
 	if len(r.Config) == 0 {
 		r.Config = model.Config
 	}
+	grants, mounts := apart(model.Grants)
 	if len(r.Grants) == 0 {
-		r.Grants = model.Grants
+		r.Grants = grants
+	}
+	if len(r.Mounts) == 0 {
+		r.Mounts = mounts
 	}
 	return r, nil
+}
+
+// apart are the grants that are no folders, and those that are.
+func apart(all []string) (grants, mounts []string) {
+	for _, g := range all {
+		if c, err := capability.Parse(g); err == nil && c.Kind == capability.Mount {
+			mounts = append(mounts, g)
+		} else {
+			grants = append(grants, g)
+		}
+	}
+	return grants, mounts
 }
 
 // find finds a worker by name or serial.

@@ -12,6 +12,7 @@ import (
 	"github.com/dals-host/dals-host/host/launch"
 	"github.com/dals-host/dals-host/host/registry"
 	"github.com/dals-host/dals-host/host/worker"
+	"github.com/dals-host/dals-host/sdk/capability"
 	"github.com/dals-host/dals-host/sdk/manifest"
 )
 
@@ -149,7 +150,7 @@ func planInject(j *job) string {
 
 // notGranted is what a type asks for beyond the grants.
 func notGranted(t Type, grants []string) []string {
-	return slices.DeleteFunc(slices.Clone(t.Descriptor.GetCapabilities()), func(c string) bool { return slices.Contains(grants, c) })
+	return capability.NotGranted(t.Descriptor.GetCapabilities(), grants)
 }
 
 func (f *Forge) planImage(j *job) string {

@@ -2,6 +2,7 @@ package forge
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -9,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"slices"
 	"strings"
 
 	"github.com/google/jsonschema-go/jsonschema"
@@ -34,24 +34,33 @@ func (r Request) check() error {
 	return CheckWait("timeout", r.Timeout)
 }
 
-// normal is the request with its grants in order, each once.
-func (r Request) normal() (Request, error) {
-	grants, err := capability.Normal(r.Grants)
+// normal is the request with its grants in order, each once, and the folders of
+// its mounts found. A folder that is not given as a mount is none.
+func (f *Forge) normal(r Request) (Request, error) {
+	granted, err := capability.Set(r.Grants)
 	if err != nil {
 		return r, worker.Hint(fmt.Errorf("grant: %w: %w", err, worker.ErrInvalid), "run dals-host types to see what a type asks for")
 	}
-	r.Grants = grants
-	return r, nil
+	for _, c := range granted {
+		if c.Kind == capability.Mount {
+			return r, worker.Hint(fmt.Errorf("grant %s: it does not say which folder: %w", c, worker.ErrInvalid), "use --mount SOURCE:"+c.Name+", with :ro behind it if it is only to be read")
+		}
+	}
+	if r.Grants, err = capability.Normal(r.Grants); err != nil {
+		return r, err
+	}
+	r.Mounts, err = f.grantMounts(r.Mounts)
+	return r, err
 }
 
 // checkGrants refuses what the type does not ask for: a worker could not use it,
 // and nobody would know why it has it.
 func checkGrants(t Type, grants []string) error {
 	for _, g := range grants {
-		if slices.Contains(t.Descriptor.GetCapabilities(), g) {
+		if capability.Asks(t.Descriptor.GetCapabilities(), g) {
 			continue
 		}
-		hint := "it asks for none: leave out --grant"
+		hint := "it asks for none: leave out --grant and --mount"
 		if asked := t.Descriptor.GetCapabilities(); len(asked) > 0 {
 			hint = "it asks for " + strings.Join(asked, ", ")
 		}
@@ -76,7 +85,7 @@ func (f *Forge) newJob(ctx context.Context, r Request) (_ *job, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := checkGrants(typ, r.Grants); err != nil {
+	if err := cmp.Or(checkGrants(typ, r.Grants), f.checkMounts(r.Grants)); err != nil {
 		return nil, err
 	}
 	hash, err := r.hash()

@@ -12,12 +12,14 @@ import (
 	"github.com/dals-host/dals-host/host/record"
 	"github.com/dals-host/dals-host/host/registry"
 	"github.com/dals-host/dals-host/host/worker"
+	"github.com/dals-host/dals-host/sdk/capability"
 )
 
 // UpgradeRequest asks for another version, or configuration, of a worker.
 type UpgradeRequest struct {
 	Version string        // empty for the type's default version
 	Config  []byte        // a JSON object, or empty to keep the worker's own
+	Mounts  []string      // SOURCE:PLACE[:ro], each in place of what the worker has there
 	Grace   time.Duration // for the old version to end; zero means DefaultGrace
 	Timeout time.Duration // for the new one to become healthy; zero means DefaultTimeout
 }
@@ -63,15 +65,30 @@ func (f *Forge) Upgrade(ctx context.Context, serial worker.Serial, r UpgradeRequ
 	return j.worker, was.TypeVersion, nil
 }
 
-// stillAsked are the grants that a version asks for: it never gets more than the
-// worker had, and keeps nothing that it has no use for.
-func stillAsked(t Type, grants []string) (still []string) {
-	for _, g := range grants {
-		if slices.Contains(t.Descriptor.GetCapabilities(), g) {
-			still = append(still, g)
-		}
+// grantsFor are what a worker has under a version of its type: those of its grants
+// that the version asks for, and the folders that are given with it. By itself a
+// version never gets more than the worker had.
+func (f *Forge) grantsFor(t Type, grants, mounts []string) ([]string, error) {
+	given, err := f.grantMounts(mounts)
+	if err == nil {
+		err = checkGrants(t, given)
 	}
-	return still
+	if err != nil {
+		return nil, err
+	}
+	still := slices.DeleteFunc(slices.Clone(grants), func(g string) bool {
+		return !capability.Asks(t.Descriptor.GetCapabilities(), g) || isReplaced(g, given)
+	})
+	if still, err = capability.Normal(append(still, given...)); err != nil {
+		return nil, fmt.Errorf("grant: %w: %w", err, worker.ErrInvalid)
+	}
+	return still, f.checkMounts(still) // before the old version is ended
+}
+
+// isReplaced says whether a folder is given where a grant has one.
+func isReplaced(grant string, given []string) bool {
+	had, err := capability.Parse(grant)
+	return err == nil && slices.ContainsFunc(given, func(g string) bool { return capability.Asks([]string{had.Asked().String()}, g) })
 }
 
 // readyLimit bounds how long the files and the container of a new version may
@@ -81,7 +98,7 @@ const readyLimit = time.Minute
 // upgradeJob checks the request against the type and says what the worker would
 // become; nil if that is what it is. The caller releases the job.
 func (f *Forge) upgradeJob(ctx context.Context, was worker.Worker, r UpgradeRequest) (j *job, err error) {
-	if r.Version == was.TypeVersion && len(r.Config) == 0 {
+	if r.Version == was.TypeVersion && len(r.Config) == 0 && len(r.Mounts) == 0 {
 		return nil, nil // also when that version's file is gone
 	}
 	typ, release, err := f.lookup(ctx, was.Type, r.Version)
@@ -106,8 +123,10 @@ func (f *Forge) upgradeJob(ctx context.Context, was worker.Worker, r UpgradeRequ
 	}
 	w := was
 	w.TypeVersion, w.PluginDigest, w.Config = typ.Descriptor.GetVersion(), typ.Image.Digest, config
-	w.Grants = stillAsked(typ, was.Grants)
-	if w.TypeVersion == was.TypeVersion && w.PluginDigest == was.PluginDigest && bytes.Equal(config, was.Config) {
+	if w.Grants, err = f.grantsFor(typ, was.Grants, r.Mounts); err != nil {
+		return nil, err
+	}
+	if w.TypeVersion == was.TypeVersion && w.PluginDigest == was.PluginDigest && bytes.Equal(config, was.Config) && slices.Equal(w.Grants, was.Grants) {
 		return nil, nil
 	}
 	w.State, w.StateReason = worker.StateLive, ""

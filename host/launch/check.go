@@ -44,5 +44,5 @@ func (s Spec) Check() error {
 	if l := s.Limits; l.MemoryBytes < 0 || l.CPUMillis < 0 || l.PIDs < 0 {
 		return fmt.Errorf("negative limit in %+v: %w", l, worker.ErrInvalid)
 	}
-	return nil
+	return checkMounts(s.Mounts)
 }

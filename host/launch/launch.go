@@ -66,6 +66,9 @@ type Spec struct {
 	// of its own shows as /etc: the names in its hosts file are served by the
 	// worker itself, on loopback addresses and on any port.
 	Etc bool
+	// Mounts are folders of the machine that the worker is shown. Each Start takes
+	// hold of them anew, and refuses what is not the folder that was granted.
+	Mounts []Mount `json:",omitempty"`
 }
 
 // Status is what a launcher knows of one created worker.

@@ -37,7 +37,7 @@ func newOutpost(t *testing.T, h *host) outpost {
 	o := outpost{address: server.Listener.Addr().String(), url: server.URL}
 	o.ca = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}))
 	file := filepath.Join(t.TempDir(), "dals-worker-wanderer")
-	build := exec.Command("go", "build", "-o", file, "-ldflags", "-X 'main.asks="+o.grant()+" egress:"+nowhere+":443 call:template call:wanderer ingress:hooks'", "github.com/dals-host/dals-host/internal/e2e/wanderer")
+	build := exec.Command("go", "build", "-o", file, "-ldflags", "-X 'main.asks="+o.grant()+" egress:"+nowhere+":443 call:template call:wanderer ingress:hooks mount:/mnt/photos mount:/mnt/fixed mount:/mnt/inbox'", "github.com/dals-host/dals-host/internal/e2e/wanderer")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if text, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, text)
@@ -89,7 +89,7 @@ func TestEgress(t *testing.T) {
 	launchers(t, func(t *testing.T, h *host) {
 		o := newOutpost(t, h)
 		w := h.forgeGranted("far", o.grant())
-		if !slices.Equal(w.Grants, []string{o.grant()}) || !slices.Equal(w.NotGranted, []string{"egress:" + nowhere + ":443", "call:template", "call:wanderer", "ingress:hooks"}) {
+		if !slices.Equal(w.Grants, []string{o.grant()}) || !slices.Equal(w.NotGranted, []string{"egress:" + nowhere + ":443", "call:template", "call:wanderer", "ingress:hooks", "mount:/mnt/photos", "mount:/mnt/fixed", "mount:/mnt/inbox"}) {
 			t.Errorf("granted %q, not granted %q", w.Grants, w.NotGranted)
 		}
 		said := h.mustSend("far", "wanderer.grants", struct{}{})

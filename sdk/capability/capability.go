@@ -4,6 +4,10 @@
 //	egress:HOST:PORT   TCP connections to that name or address, through the host
 //	call:TYPE          tasks of workers of that type, through the host
 //	ingress:PATH       HTTP requests under /in/PATH on the worker's port
+//	mount:/mnt/NAME    a folder of the host's machine, at that place in its container
+//
+// What is granted is what was asked for, word for word, but a mount: there the
+// grant adds which folder it is (Mount).
 //
 // Every capability has one spelling, which Parse reads and String writes; what it
 // does not know it refuses. The package is data and pure functions, safe for
@@ -29,6 +33,7 @@ const (
 	Call   Kind = "call"   // to ask workers of one type for their tasks
 
 	Ingress Kind = "ingress" // to be asked by HTTP
+	Mount   Kind = "mount"   // to be shown a folder of the host's machine
 )
 
 // The bounds of what one worker may ask for or be granted.
@@ -44,12 +49,29 @@ type Capability struct {
 	// a dot at its end, or an IP address as netip.Addr writes it.
 	Host string
 	Port uint16
-	// Name is the type that Call may ask, or the path of Ingress: names of lower-case
-	// letters, digits, '_', '-' and '.' with a slash between them.
+	// Name is the type that Call may ask, the path of Ingress: names of lower-case
+	// letters, digits, '_', '-' and '.' with a slash between them; or the place of
+	// Mount, which is PlaceDir and one such name.
 	Name string
+	// Folder is what a Mount that is granted shows; zero in one that is asked for.
+	Folder Folder
 }
 
-// Parse reads a capability in its one spelling.
+// ParseAsked is Parse for what a type asks for: it does not say which folder of
+// a host a Mount shows.
+func ParseAsked(text string) (Capability, error) {
+	c, err := Parse(text)
+	if err == nil && c != c.Asked() {
+		err = fmt.Errorf("capability %.80q: %w", text, errMountForm)
+	}
+	if err != nil {
+		return Capability{}, err
+	}
+	return c, nil
+}
+
+// Parse reads a capability in its one spelling, as it is asked for or as it is
+// granted.
 func Parse(text string) (Capability, error) {
 	if len(text) > MaxText {
 		return Capability{}, fmt.Errorf("capability of %d bytes, more than %d", len(text), MaxText)
@@ -64,13 +86,15 @@ func Parse(text string) (Capability, error) {
 		if !typeForm.MatchString(rest) {
 			err = errors.New("write it as call:TYPE")
 		}
+	case Mount:
+		c, err = parseMount(rest)
 	case Ingress:
 		c = Capability{Kind: Ingress, Name: rest}
 		if len(rest) > maxPath || !pathForm.MatchString(rest) {
 			err = errors.New("write it as ingress:PATH, as in ingress:hooks/incoming")
 		}
 	default:
-		return Capability{}, fmt.Errorf("capability %q is of no known kind: use egress:HOST:PORT, call:TYPE or ingress:PATH", text)
+		return Capability{}, fmt.Errorf("capability %q is of no known kind: use egress:HOST:PORT, call:TYPE, ingress:PATH or mount:/mnt/NAME", text)
 	}
 	if err != nil {
 		return Capability{}, fmt.Errorf("capability %q: %w", text, err)
@@ -84,7 +108,7 @@ func Parse(text string) (Capability, error) {
 // String is the capability in its one spelling.
 func (c Capability) String() string {
 	if c.Kind != Egress {
-		return string(c.Kind) + ":" + c.Name
+		return string(c.Kind) + ":" + c.Name + c.Folder.suffix()
 	}
 	return string(c.Kind) + ":" + c.HostPort()
 }
@@ -187,6 +211,9 @@ func Set(texts []string) ([]Capability, error) {
 	for i, text := range set {
 		if caps[i], err = Parse(text); err != nil {
 			return nil, err
+		}
+		if i > 0 && caps[i].Kind == Mount && caps[i].Asked() == caps[i-1].Asked() {
+			return nil, fmt.Errorf("two folders at %s", caps[i].Name)
 		}
 	}
 	return caps, nil

@@ -30,6 +30,10 @@ type ForgeRequest struct {
 	// Grants are what the worker may do beyond its own folder, of what its type
 	// asks for (Type.Capabilities).
 	Grants []string
+	// Mounts are folders of the host's machine that the worker is shown, of what
+	// its type asks for: SOURCE:PLACE, or SOURCE:PLACE:ro if it may only read. They
+	// are among its Grants.
+	Mounts []string
 	// Timeout bounds the whole forge; zero means the host's default.
 	Timeout time.Duration
 }
@@ -74,7 +78,7 @@ func (c *Client) Forge(ctx context.Context, r ForgeRequest) (Forged, error) {
 	resp, err := c.host.Forge(ctx, &hostv1.ForgeRequest{
 		WorkerName: r.Name, WorkerType: r.Type, ClassCode: r.ClassCode, TypeVersion: r.Version,
 		Config: config, DryRun: r.DryRun, TimeoutMs: milliseconds(r.Timeout), PlanHash: r.PlanHash,
-		Like: r.Like, NoStart: r.NoStart, Grants: r.Grants,
+		Like: r.Like, NoStart: r.NoStart, Grants: r.Grants, Mounts: r.Mounts,
 	})
 	if err != nil {
 		return Forged{}, fmt.Errorf("forge %s: %w", spoken(r.Name), c.fault(ctx, err))

@@ -46,6 +46,8 @@ type UpgradeRequest struct {
 	Version string // of the worker's type; empty for the default one
 	// Config is marshalled as the whole new config.json; nil keeps the worker's own.
 	Config any
+	// Mounts, as in ForgeRequest, take the place of what the worker has there.
+	Mounts []string
 	// Grace is for the old version to end, Timeout for the new one to become
 	// healthy; zero means the host's default.
 	Grace, Timeout time.Duration
@@ -67,7 +69,7 @@ func (c *Client) Upgrade(ctx context.Context, r UpgradeRequest) (Upgraded, error
 		return Upgraded{}, fmt.Errorf("upgrade %s: encode config: %w", spoken(r.Worker), err)
 	}
 	resp, err := c.host.Upgrade(ctx, &hostv1.UpgradeRequest{
-		Worker: r.Worker, TypeVersion: r.Version, Config: config,
+		Worker: r.Worker, TypeVersion: r.Version, Config: config, Mounts: r.Mounts,
 		GraceMs: milliseconds(r.Grace), TimeoutMs: milliseconds(r.Timeout),
 	})
 	if err != nil {

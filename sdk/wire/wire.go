@@ -30,6 +30,10 @@ const MaxMessage = 4<<20 + 64<<10
 const (
 	WorkerDirEnv = "DALS_WORKER_DIR"
 	Socket       = "run/worker.sock"
+
+	// WorkerMountsEnv says where the folders are that the worker is shown, if not at
+	// their places: PLACE=PATH, with a colon between.
+	WorkerMountsEnv = "DALS_WORKER_MOUNTS"
 )
 
 // A worker that was granted something reaches its host on Door in its folder:

@@ -6,7 +6,7 @@
 // read-only root, a uid of the worker's own, no capabilities, no new
 // privileges, a committed seccomp list, namespaces of its own (its network is
 // a loopback device), limits on memory, CPU, processes and disk, and of the
-// host's files only the worker's folder.
+// host's files only the worker's folder and those that it was granted.
 //
 // Containers belong to containerd's shims. Neither this process nor containerd
 // has to live for a worker to run: containerd is started again when it dies,

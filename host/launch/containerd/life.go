@@ -41,6 +41,11 @@ func (l *Launcher) Create(ctx context.Context, spec launch.Spec) error {
 	if !rootfsReady(l.rootfs(spec.Image.Digest)) {
 		return fmt.Errorf("create %s: image %s is not prepared: %w", spec.Serial, spec.Image.Digest, worker.ErrInvalid)
 	}
+	if len(spec.Mounts) > 0 {
+		if err := havePlaces(l.rootfs(spec.Image.Digest)); err != nil {
+			return fmt.Errorf("create %s: %w", spec.Serial, err)
+		}
+	}
 	c, err := l.container(spec)
 	if err != nil {
 		return fmt.Errorf("create %s: %w", spec.Serial, err)
@@ -78,7 +83,7 @@ func (l *Launcher) container(spec launch.Spec) (containers.Container, error) {
 		labelVersion: spec.Image.Version,
 		labelLog:     filepath.Join(spec.Dir, launch.LogsDir, launch.LogFile),
 	}
-	return c, err
+	return c, errors.Join(err, labelMounts(c.Labels, spec.Mounts))
 }
 
 // runnerContainer is no worker's: it bears another label than those.
@@ -130,8 +135,20 @@ func (l *Launcher) Start(ctx context.Context, serial worker.Serial) error {
 }
 
 func (l *Launcher) start(ctx context.Context, serial worker.Serial) error {
-	if err := l.haveTask(ctx, serial); err != nil {
+	c, fresh, err := l.created(ctx, serial)
+	if err != nil {
 		return err
+	}
+	folders, err := openMounts(c)
+	if err != nil {
+		return err
+	}
+	defer closeMounts(folders)
+	if err := l.haveTask(ctx, c, fresh); err != nil {
+		return err
+	}
+	if err := l.checkMounts(ctx, serial, folders); err != nil {
+		return errors.Join(err, l.undoStart(ctx, serial))
 	}
 	l.overDisk.Delete(serial)
 	if _, err := l.client.TaskService().Start(ctx, &tasks.StartRequest{ContainerID: string(serial)}); err != nil {
@@ -141,16 +158,24 @@ func (l *Launcher) start(ctx context.Context, serial worker.Serial) error {
 	return nil
 }
 
-// haveTask makes the container's task, unless there is one that was never
-// started. A container that was made just now has none and left nothing.
-func (l *Launcher) haveTask(ctx context.Context, serial worker.Serial) error {
+// created is the worker's container. One that is fresh was made just now.
+func (l *Launcher) created(ctx context.Context, serial worker.Serial) (c containers.Container, fresh bool, err error) {
 	if c, ok := l.fresh.LoadAndDelete(serial); ok {
-		return l.createTask(ctx, c.(containers.Container))
+		return c.(containers.Container), true, nil
 	}
-	c, err := l.client.ContainerService().Get(ctx, string(serial))
-	if err != nil {
-		return family(err)
+	if c, err = l.client.ContainerService().Get(ctx, string(serial)); err != nil {
+		return c, false, family(err)
 	}
+	return c, false, nil
+}
+
+// haveTask makes the container's task, unless there is one that was never
+// started. A fresh container has none and left nothing.
+func (l *Launcher) haveTask(ctx context.Context, c containers.Container, fresh bool) error {
+	if fresh {
+		return l.createTask(ctx, c)
+	}
+	serial := worker.Serial(c.ID)
 	task, err := l.task(ctx, serial)
 	switch {
 	case err == nil && task.Status == tasktypes.Status_CREATED:

@@ -155,7 +155,7 @@ func folderMounts(s launch.Spec) []specs.Mount {
 	if s.Etc {
 		all = append(all, bind("/etc", launch.EtcDir, "ro"))
 	}
-	return all
+	return append(all, grantedMounts(s.Mounts)...)
 }
 
 // sysctls are those of the container's own network, of which a worker without

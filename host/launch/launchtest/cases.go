@@ -17,6 +17,7 @@ import (
 	"github.com/dals-host/dals-host/host/launch"
 	"github.com/dals-host/dals-host/host/launch/launchtest/report"
 	"github.com/dals-host/dals-host/host/worker"
+	"github.com/dals-host/dals-host/sdk/capability"
 )
 
 // life is a worker's whole life, twice.
@@ -121,6 +122,7 @@ func unknownWorkers(t *testing.T, b *Bench) {
 }
 
 func badSpecs(t *testing.T, b *Bench) {
+	srv := capability.Folder{Source: "/srv", Inode: 1}
 	for name, spoil := range map[string]func(*launch.Spec){
 		"root":            func(s *launch.Spec) { s.UID = 0 },
 		"relative folder": func(s *launch.Spec) { s.Dir = "workers/x" },
@@ -135,6 +137,15 @@ func badSpecs(t *testing.T, b *Bench) {
 		"memory":          func(s *launch.Spec) { s.Limits.MemoryBytes = -1 },
 		"cpu":             func(s *launch.Spec) { s.Limits.CPUMillis = -1 },
 		"processes":       func(s *launch.Spec) { s.Limits.PIDs = -1 },
+		"mount elsewhere": func(s *launch.Spec) { s.Mounts = []launch.Mount{{Place: "/worker", Folder: srv}} },
+		"mount climbing":  func(s *launch.Spec) { s.Mounts = []launch.Mount{{Place: "/mnt/..", Folder: srv}} },
+		"mount of two": func(s *launch.Spec) {
+			s.Mounts = []launch.Mount{{Place: "/mnt/a", Folder: srv}, {Place: "/mnt/a", Folder: srv}}
+		},
+		"mount of none": func(s *launch.Spec) { s.Mounts = []launch.Mount{{Place: "/mnt/a"}} },
+		"relative mount": func(s *launch.Spec) {
+			s.Mounts = []launch.Mount{{Place: "/mnt/a", Folder: capability.Folder{Source: "srv", Inode: 1}}}
+		},
 	} {
 		spec := b.Spec()
 		spoil(&spec)

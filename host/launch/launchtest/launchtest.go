@@ -102,6 +102,8 @@ func Run(t *testing.T, open Open) {
 		{"log of one stream", logOfOneStream},
 		{"own files only", ownFilesOnly},
 		{"own identity", ownIdentity},
+		{"mounts", mountsAreShown},
+		{"mounts that changed", changedMountsAreRefused},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

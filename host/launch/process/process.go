@@ -10,7 +10,8 @@
 // /proc/self/fd/3, which works below folders that its uid may not enter), an
 // environment of DALS_WORKER_DIR and DALS_WORKER_MARK, no standard input, its
 // log file as standard output and error, its own binary as descriptor 5, "/" as
-// working directory, umask 077, a session of its own, no supplementary groups,
+// working directory, the folders that it was granted as descriptors from 6 on
+// (DALS_WORKER_MOUNTS says which; that one may only read is not enforced), umask 077, a session of its own, no supplementary groups,
 // no new privileges. The log is the worker's own word: with its descriptors it
 // can write there what it likes, and truncate what is there.
 //

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
 	"time"
 
@@ -24,6 +25,7 @@ const (
 	dirFD    = 3 // its folder
 	lockFD   = 4 // its lock file, locked
 	binaryFD = 5 // its binary, from which it was executed
+	mountFD  = 6 // and from here on: the folders that it was granted
 )
 
 // spawn starts the worker's binary. The caller owns the result.
@@ -36,7 +38,7 @@ func spawn(spec launch.Spec, lock *os.File, mark string) (*pidfd.Process, error)
 	fd := -1
 	attr := &os.ProcAttr{
 		Dir:   "/",
-		Env:   []string{mark, fmt.Sprintf("%s=/proc/self/fd/%d", launch.EnvDir, dirFD)},
+		Env:   environment(spec, mark),
 		Files: files,
 		Sys:   &syscall.SysProcAttr{Setsid: true, PidFD: &fd, Credential: credential(spec.UID)},
 	}
@@ -58,6 +60,19 @@ func spawn(spec launch.Spec, lock *os.File, mark string) (*pidfd.Process, error)
 		return nil, err
 	}
 	return proc, nil
+}
+
+// environment says where the worker finds what it is shown.
+func environment(spec launch.Spec, mark string) []string {
+	env := []string{mark, fmt.Sprintf("%s=/proc/self/fd/%d", launch.EnvDir, dirFD)}
+	if len(spec.Mounts) == 0 {
+		return env
+	}
+	at := make([]string, len(spec.Mounts))
+	for i, m := range spec.Mounts {
+		at[i] = fmt.Sprintf("%s=/proc/self/fd/%d", m.Place, mountFD+i)
+	}
+	return append(env, launch.EnvMounts+"="+strings.Join(at, ":"))
 }
 
 // openFiles opens what the worker is born with, in the order of descriptors.
@@ -85,6 +100,15 @@ func openFiles(spec launch.Spec, lock *os.File) (files []*os.File, err error) {
 	add("folder", spec.Dir, os.O_RDONLY|unix.O_DIRECTORY)
 	files = append(files, lock)
 	add("binary", spec.Image.Path, os.O_RDONLY)
+	for _, m := range spec.Mounts {
+		if err != nil {
+			return files, err
+		}
+		var folder *os.File
+		if folder, err = m.Open(); err == nil {
+			files = append(files, folder)
+		}
+	}
 	return files, err
 }
 

@@ -38,6 +38,12 @@ type text struct {
 	Text string `json:"text"`
 }
 
+type file struct {
+	Place string `json:"place"`
+	Name  string `json:"name"`
+	Text  string `json:"text,omitempty"`
+}
+
 type list struct {
 	List []string `json:"list"`
 }
@@ -54,6 +60,8 @@ func main() {
 		Tasks: []sdk.Task{
 			sdk.Func("wanderer.fetch", "Fetches a URL.", get),
 			sdk.Func("wanderer.grants", "Says what it was granted.", grants),
+			sdk.Func("wanderer.put", "Writes a file of a folder that it was granted.", put),
+			sdk.Func("wanderer.take", "Reads a file of a folder that it was granted.", take),
 			sdk.Func("wanderer.lookup", "Looks a name up.", lookup),
 			sdk.Func("wanderer.dial", "Connects to an address and says how that went.", dial),
 			sdk.Func("wanderer.relay", "Calls another worker and gives its output.", relay),
@@ -90,6 +98,23 @@ func get(ctx context.Context, in fetch) (text, error) {
 
 func grants(ctx context.Context, _ struct{}) (list, error) {
 	return list{sdk.FromContext(ctx).Grants()}, nil
+}
+
+func put(ctx context.Context, in file) (text, error) {
+	dir, err := sdk.FromContext(ctx).Mount(in.Place)
+	if err != nil {
+		return text{}, sdk.Errorf("not_granted", "%w", err)
+	}
+	return text{dir}, os.WriteFile(filepath.Join(dir, in.Name), []byte(in.Text), 0o644)
+}
+
+func take(ctx context.Context, in file) (text, error) {
+	dir, err := sdk.FromContext(ctx).Mount(in.Place)
+	if err != nil {
+		return text{}, sdk.Errorf("not_granted", "%w", err)
+	}
+	data, err := os.ReadFile(filepath.Join(dir, in.Name))
+	return text{string(data)}, err
 }
 
 func lookup(ctx context.Context, in text) (list, error) {

@@ -135,6 +135,8 @@ func (w *worker) obey(words []string) any {
 		return tryWrite(arg)
 	case "read":
 		return tryRead(arg)
+	case "execute":
+		return tryExecute(arg)
 	case "syscalls":
 		return report.Syscalls()
 	default:
@@ -224,6 +226,13 @@ func tryWrite(path string) string {
 	}
 	defer f.Close()
 	if _, err := f.WriteString("written"); err != nil {
+		return err.Error()
+	}
+	return "ok"
+}
+
+func tryExecute(path string) string {
+	if err := exec.Command(path).Run(); err != nil {
 		return err.Error()
 	}
 	return "ok"

@@ -567,7 +567,10 @@ type ForgeRequest struct {
 	NoStart bool `protobuf:"varint,10,opt,name=no_start,json=noStart,proto3" json:"no_start,omitempty"`
 	// grants are what the worker may do beyond its own folder, of what its type
 	// asks for.
-	Grants        []string `protobuf:"bytes,11,rep,name=grants,proto3" json:"grants,omitempty"`
+	Grants []string `protobuf:"bytes,11,rep,name=grants,proto3" json:"grants,omitempty"`
+	// mounts are folders that the worker is shown, of what its type asks for, each
+	// SOURCE:PLACE or SOURCE:PLACE:ro: they become grants.
+	Mounts        []string `protobuf:"bytes,15,rep,name=mounts,proto3" json:"mounts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -675,6 +678,13 @@ func (x *ForgeRequest) GetNoStart() bool {
 func (x *ForgeRequest) GetGrants() []string {
 	if x != nil {
 		return x.Grants
+	}
+	return nil
+}
+
+func (x *ForgeRequest) GetMounts() []string {
+	if x != nil {
+		return x.Mounts
 	}
 	return nil
 }
@@ -1988,9 +1998,11 @@ type UpgradeRequest struct {
 	// type_version is empty for the type's default version.
 	TypeVersion string `protobuf:"bytes,2,opt,name=type_version,json=typeVersion,proto3" json:"type_version,omitempty"`
 	// config is a JSON object, or empty to keep the worker's own.
-	Config        []byte `protobuf:"bytes,3,opt,name=config,proto3" json:"config,omitempty"`
-	GraceMs       uint32 `protobuf:"varint,4,opt,name=grace_ms,json=graceMs,proto3" json:"grace_ms,omitempty"`
-	TimeoutMs     uint32 `protobuf:"varint,5,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
+	Config    []byte `protobuf:"bytes,3,opt,name=config,proto3" json:"config,omitempty"`
+	GraceMs   uint32 `protobuf:"varint,4,opt,name=grace_ms,json=graceMs,proto3" json:"grace_ms,omitempty"`
+	TimeoutMs uint32 `protobuf:"varint,5,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
+	// mounts, as in ForgeRequest, take the place of what the worker has there.
+	Mounts        []string `protobuf:"bytes,10,rep,name=mounts,proto3" json:"mounts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2058,6 +2070,13 @@ func (x *UpgradeRequest) GetTimeoutMs() uint32 {
 		return x.TimeoutMs
 	}
 	return 0
+}
+
+func (x *UpgradeRequest) GetMounts() []string {
+	if x != nil {
+		return x.Mounts
+	}
+	return nil
 }
 
 type UpgradeResponse struct {
@@ -3082,7 +3101,7 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"\x04type\x18\x04 \x01(\tR\x04type\x12\x18\n" +
 	"\aversion\x18\x05 \x01(\tR\aversion\x12\x16\n" +
 	"\x06reason\x18\x06 \x01(\tR\x06reason\x12\x10\n" +
-	"\x03fix\x18\a \x01(\tR\x03fix\"\xc6\x02\n" +
+	"\x03fix\x18\a \x01(\tR\x03fix\"\xde\x02\n" +
 	"\fForgeRequest\x12\x1f\n" +
 	"\vworker_name\x18\x01 \x01(\tR\n" +
 	"workerName\x12\x1f\n" +
@@ -3099,7 +3118,8 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"\x04like\x18\t \x01(\tR\x04like\x12\x19\n" +
 	"\bno_start\x18\n" +
 	" \x01(\bR\anoStart\x12\x16\n" +
-	"\x06grants\x18\v \x03(\tR\x06grants\"\xea\x01\n" +
+	"\x06grants\x18\v \x03(\tR\x06grants\x12\x16\n" +
+	"\x06mounts\x18\x0f \x03(\tR\x06mounts\"\xea\x01\n" +
 	"\rForgeResponse\x12,\n" +
 	"\x06worker\x18\x01 \x01(\v2\x14.dals.host.v1.WorkerR\x06worker\x12\x18\n" +
 	"\aexisted\x18\x02 \x01(\bR\aexisted\x12*\n" +
@@ -3208,14 +3228,16 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"\n" +
 	"timeout_ms\x18\x03 \x01(\rR\ttimeoutMs\"?\n" +
 	"\x0fRestartResponse\x12,\n" +
-	"\x06worker\x18\x01 \x01(\v2\x14.dals.host.v1.WorkerR\x06worker\"\x9d\x01\n" +
+	"\x06worker\x18\x01 \x01(\v2\x14.dals.host.v1.WorkerR\x06worker\"\xb5\x01\n" +
 	"\x0eUpgradeRequest\x12\x16\n" +
 	"\x06worker\x18\x01 \x01(\tR\x06worker\x12!\n" +
 	"\ftype_version\x18\x02 \x01(\tR\vtypeVersion\x12\x16\n" +
 	"\x06config\x18\x03 \x01(\fR\x06config\x12\x19\n" +
 	"\bgrace_ms\x18\x04 \x01(\rR\agraceMs\x12\x1d\n" +
 	"\n" +
-	"timeout_ms\x18\x05 \x01(\rR\ttimeoutMs\"b\n" +
+	"timeout_ms\x18\x05 \x01(\rR\ttimeoutMs\x12\x16\n" +
+	"\x06mounts\x18\n" +
+	" \x03(\tR\x06mounts\"b\n" +
 	"\x0fUpgradeResponse\x12,\n" +
 	"\x06worker\x18\x01 \x01(\v2\x14.dals.host.v1.WorkerR\x06worker\x12!\n" +
 	"\ffrom_version\x18\x02 \x01(\tR\vfromVersion\"b\n" +
