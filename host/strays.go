@@ -11,13 +11,13 @@ import (
 	"github.com/dals-host/dals-host/host/worker"
 )
 
-// strayGrace is how long a worker that the launcher has and the registry does not
-// know is only told of. After it the collection of garbage may delete one that
+// strayGrace is how long what the launcher has and the registry does not know, a
+// worker or a container of somebody else's, is only told of. After it the collection of garbage may delete one that
 // does not run; one that runs nothing but down ends.
 const strayGrace = 24 * time.Hour
 
-// strays are the workers that the launcher has and the registry does not know. They
-// are never taken for leftovers: somebody may have to look at them.
+// strays are what the launcher has and the registry does not know. They are never
+// taken for leftovers: somebody may have to look at them.
 type strays struct {
 	mu   sync.Mutex
 	seen map[worker.Serial]stray

@@ -73,6 +73,8 @@ type Spec struct {
 
 // Status is what a launcher knows of one created worker.
 type Status struct {
+	// Serial is any name for what somebody else has created where the launcher
+	// keeps its workers.
 	Serial  worker.Serial
 	Running bool
 	PID     int // of the worker's first process, as the host sees it; 0 unless Running
@@ -165,7 +167,8 @@ type Launcher interface {
 	// trace of it outside its own folder. It is idempotent, and a worker that is
 	// not known counts as removed.
 	Remove(ctx context.Context, serial worker.Serial) error
-	// List tells of all created workers of this host, ordered by serial.
+	// List tells of all created workers of this host, ordered by serial, and of what
+	// else lies among them: it is for the caller to know which are its own.
 	List(ctx context.Context) ([]Status, error)
 	// Name is the launcher's word in records: "process" or "containerd".
 	Name() string

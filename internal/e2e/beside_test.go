@@ -38,39 +38,46 @@ func rootfs(t *testing.T) string {
 	return dir
 }
 
-// TestUnknownContainer: a container with the host's mark that the registry does
-// not know is told of and runs on, whatever is collected, until all is ended.
+// TestUnknownContainer: containers in the host's place that the registry does not
+// know, with its mark or without, are told of and run on, whatever is collected,
+// until all is ended.
 func TestUnknownContainer(t *testing.T) {
 	t.Parallel()
 	h := newHost(t, "containerd")
 	nora := h.forge("nora", "template")
-	const stray = "DMN-ZZ-1-00000000-00000"
 	socket := filepath.Join(h.dir, "containerd", "containerd.sock")
-	if err := ctr(socket, "dals-"+h.id, "run", "--detach", "--rootfs", "--label", "dals.host="+h.id, rootfs(t), stray, "/program", "sleep"); err != nil {
-		t.Fatal(err)
+	strays := map[string]string{"DMN-ZZ-1-00000000-00000": "dals.host=" + h.id, "somebody-elses": "mark=none"}
+	for stray, label := range strays {
+		if err := ctr(socket, "dals-"+h.id, "run", "--detach", "--rootfs", "--label", label, rootfs(t), stray, "/program", "sleep"); err != nil {
+			t.Fatal(err)
+		}
 	}
-	runs := func() {
+	run := func() {
 		t.Helper()
-		if pids := h.pids(stray); len(pids) != 1 {
-			t.Fatalf("processes %v of the unknown container, want one\n%s", pids, h.log)
+		for stray := range strays {
+			if pids := h.pids(stray); len(pids) != 1 {
+				t.Fatalf("processes %v of the unknown container %s, want one\n%s", pids, stray, h.log)
+			}
 		}
 	}
 	h.kill()
 	h.start()
-	runs()
-	h.eventually("doctor tells of it", func() error {
-		if stdout, _, _ := h.run("doctor"); !strings.Contains(stdout, stray) || !strings.Contains(stdout, "running: true") {
-			return errors.New(stdout)
+	run()
+	for stray := range strays {
+		h.eventually("doctor tells of "+stray, func() error {
+			if stdout, _, _ := h.run("doctor"); !strings.Contains(stdout, stray+" (running: true)") {
+				return errors.New(stdout)
+			}
+			return nil
+		})
+		if !strings.Contains(h.log.String(), "does not know this worker; left alone: serial="+stray) {
+			t.Errorf("the log does not tell of %s", stray)
 		}
-		return nil
-	})
-	if !strings.Contains(h.log.String(), "does not know this worker; left alone: serial="+stray) {
-		t.Errorf("the log does not tell of it")
 	}
-	if stdout, stderr, code := h.run("gc"); code != 0 || strings.Contains(stdout, stray) {
+	if stdout, stderr, code := h.run("gc"); code != 0 || strings.Contains(stdout, "container") {
 		t.Errorf("gc: exit %d: %s%s", code, stdout, stderr)
 	}
-	runs()
+	run()
 	if w := h.worker("nora"); w.State != "live" || w.Restarts != 0 || w.WorkerSerial != nora.WorkerSerial {
 		t.Errorf("worker %+v", w)
 	}

@@ -183,14 +183,15 @@ func namespace(hostID string) string { return "dals-" + hostID }
 // Name is the launcher's word in records.
 func (l *Launcher) Name() string { return Name }
 
-// List tells of all containers that bear this host's label.
+// List tells of all containers in this host's namespace but plugins': also of
+// those that somebody else has made there.
 func (l *Launcher) List(ctx context.Context) ([]launch.Status, error) {
 	if l.life.Err() != nil {
 		return nil, fmt.Errorf("list workers: %w", errClosed)
 	}
-	own, err := l.ownContainers(ctx)
+	created, err := l.client.ContainerService().List(ctx)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("list containers: %w", family(err))
 	}
 	response, err := l.client.TaskService().List(ctx, &tasks.ListTasksRequest{})
 	if err != nil {
@@ -200,8 +201,11 @@ func (l *Launcher) List(ctx context.Context) ([]launch.Status, error) {
 	for _, t := range response.Tasks {
 		task[t.ID] = t
 	}
-	list := make([]launch.Status, 0, len(own))
-	for _, c := range own {
+	list := make([]launch.Status, 0, len(created))
+	for _, c := range created {
+		if c.Labels[labelRunner] == l.cfg.HostID {
+			continue
+		}
 		t, ok := task[c.ID]
 		image := launch.Image{Digest: c.Labels[labelDigest], Type: c.Labels[labelType], Version: c.Labels[labelVersion]}
 		s := launch.Status{Serial: worker.Serial(c.ID), Image: image}
