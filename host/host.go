@@ -45,7 +45,7 @@ type Config struct {
 	DataDir    string
 	PluginDirs []string // besides <DataDir>/plugins
 	Launcher   string   // auto, containerd or process
-	Containerd string   // "" or "private": the containerd that the host runs itself
+	Containerd string   // "private", for one of the host's own, or the address of another; empty for the one of its workers, or else private
 	Runtime    string   // crun or runc; empty for the better one of those installed
 	HTTP       string   // address for /healthz; empty for none
 	PortLow    int      // the workers' ports, from this one

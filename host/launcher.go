@@ -21,10 +21,7 @@ const (
 // pickLauncher opens the launcher that c asks for and says why. Workers never
 // change their launcher: with living ones, auto means theirs.
 func pickLauncher(ctx context.Context, c Config, hostID string, living []worker.Worker) (launch.Launcher, string, error) {
-	if c.Containerd != "" && c.Containerd != "private" {
-		return nil, "", worker.Hint(fmt.Errorf("--containerd %s: an external containerd is not supported yet: %w", c.Containerd, worker.ErrInvalid), "use --containerd private")
-	}
-	name, reason, err := decideLauncher(ctx, c.Launcher, living)
+	name, reason, err := decideLauncher(ctx, c, living)
 	if err != nil {
 		return nil, "", err
 	}
@@ -37,7 +34,7 @@ func pickLauncher(ctx context.Context, c Config, hostID string, living []worker.
 	logger := c.Logger.Named(name)
 	var launcher launch.Launcher
 	if name == launcherContainerd {
-		launcher, err = containerd.New(ctx, containerd.Config{DataDir: c.DataDir, HostID: hostID, Runtime: c.Runtime, Logger: logger})
+		launcher, err = containerd.New(ctx, containerd.Config{DataDir: c.DataDir, HostID: hostID, Address: c.Containerd, Runtime: c.Runtime, Logger: logger})
 	} else {
 		launcher, err = process.New(ctx, process.Config{DataDir: c.DataDir, HostID: hostID, Logger: logger})
 	}
@@ -47,13 +44,17 @@ func pickLauncher(ctx context.Context, c Config, hostID string, living []worker.
 	return withPoints(launcher), reason, nil
 }
 
-func decideLauncher(ctx context.Context, asked string, living []worker.Worker) (name, reason string, err error) {
-	switch asked {
-	case launcherContainerd, launcherProcess:
-		return asked, "as asked for", nil
-	case launcherAuto, "":
-	default:
-		return "", "", worker.Hint(fmt.Errorf("launcher %q: %w", asked, worker.ErrInvalid), "use auto, containerd or process")
+func decideLauncher(ctx context.Context, c Config, living []worker.Worker) (name, reason string, err error) {
+	named := c.Containerd != "" && c.Containerd != containerd.Private
+	switch {
+	case named && c.Launcher == launcherProcess:
+		return "", "", worker.Hint(fmt.Errorf("launcher %s with a containerd: %w", c.Launcher, worker.ErrInvalid), "use --launcher containerd")
+	case named && (c.Launcher == launcherContainerd || c.Launcher == launcherAuto || c.Launcher == ""):
+		return launcherContainerd, "as asked for, under the containerd at " + c.Containerd, nil
+	case c.Launcher == launcherContainerd, c.Launcher == launcherProcess:
+		return c.Launcher, "as asked for", nil
+	case c.Launcher != launcherAuto && c.Launcher != "":
+		return "", "", worker.Hint(fmt.Errorf("launcher %q: %w", c.Launcher, worker.ErrInvalid), "use auto, containerd or process")
 	}
 	if len(living) > 0 {
 		return living[0].Launcher, "the launcher of the workers that live", nil

@@ -17,25 +17,29 @@ func TestDecideLauncher(t *testing.T) {
 	contained := []worker.Worker{{Name: "nora", Launcher: launcherContainerd}}
 	plain := []worker.Worker{{Name: "leo", Launcher: launcherProcess}}
 	tests := []struct {
-		asked  string
-		living []worker.Worker
-		want   string
-		says   string
+		asked      string
+		containerd string
+		living     []worker.Worker
+		want       string
+		says       string
 	}{
-		{"process", nil, launcherProcess, "as asked for"},
-		{"containerd", nil, launcherContainerd, "as asked for"},
-		{"auto", nil, launcherContainerd, "there is containerd"},
-		{"", nil, launcherContainerd, "there is containerd"},
-		{"auto", plain, launcherProcess, "the workers that live"},
-		{"auto", contained, launcherContainerd, "the workers that live"},
+		{"process", "", nil, launcherProcess, "as asked for"},
+		{"process", "private", nil, launcherProcess, "as asked for"},
+		{"containerd", "", nil, launcherContainerd, "as asked for"},
+		{"auto", "", nil, launcherContainerd, "there is containerd"},
+		{"", "private", nil, launcherContainerd, "there is containerd"},
+		{"auto", "", plain, launcherProcess, "the workers that live"},
+		{"auto", "", contained, launcherContainerd, "the workers that live"},
+		{"auto", "/run/c.sock", nil, launcherContainerd, "under the containerd at /run/c.sock"},
+		{"containerd", "/run/c.sock", contained, launcherContainerd, "under the containerd at /run/c.sock"},
 	}
 	for _, test := range tests {
-		name, reason, err := decideLauncher(t.Context(), test.asked, test.living)
+		name, reason, err := decideLauncher(t.Context(), Config{Launcher: test.asked, Containerd: test.containerd}, test.living)
 		if err != nil || name != test.want || !strings.Contains(reason, test.says) {
 			t.Errorf("%q with %v: %s (%s), %v", test.asked, test.living, name, reason, err)
 		}
 	}
-	if _, _, err := decideLauncher(t.Context(), "docker", nil); !errors.Is(err, worker.ErrInvalid) || worker.HintOf(err) == "" {
+	if _, _, err := decideLauncher(t.Context(), Config{Launcher: "docker"}, nil); !errors.Is(err, worker.ErrInvalid) || worker.HintOf(err) == "" {
 		t.Errorf("docker: %v", err)
 	}
 }
@@ -50,7 +54,7 @@ func TestPickLauncherRefuses(t *testing.T) {
 		t.Errorf("another launcher: %v (%s)", err, worker.HintOf(err))
 	}
 	c.Containerd = "/run/containerd/containerd.sock"
-	if _, _, err := pickLauncher(t.Context(), c, "0123456789abcdef", nil); !errors.Is(err, worker.ErrInvalid) {
-		t.Errorf("external containerd: %v", err)
+	if _, _, err := pickLauncher(t.Context(), c, "0123456789abcdef", nil); !errors.Is(err, worker.ErrInvalid) || worker.HintOf(err) == "" {
+		t.Errorf("the process launcher with a containerd: %v", err)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -31,12 +32,16 @@ ends it at once. It prints a line that starts with "ready" on stdout once it
 serves, and tells systemd (Type=notify, with KillMode=process and Delegate=yes).`,
 		Example: `  dals-host serve
   dals-host serve --data-dir ./data --plugins ./plugins --launcher process
+  dals-host serve --containerd /run/containerd/containerd.sock
   dals-host serve --http 127.0.0.1:8080 --log-level debug`,
 		Args: exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			// Before anything is opened: a slip of the pen makes no data folder.
 			if !slices.Contains([]string{"auto", "containerd", "process"}, config.Launcher) {
 				return usagef("--launcher %s: use auto, containerd or process", config.Launcher)
+			}
+			if err := checkContainerd(config); err != nil {
+				return err
 			}
 			if !slices.Contains([]string{"", "crun", "runc"}, config.Runtime) {
 				return usagef("--runtime %s: use crun or runc", config.Runtime)
@@ -62,12 +67,25 @@ serves, and tells systemd (Type=notify, with KillMode=process and Delegate=yes).
 	flags := cmd.Flags()
 	flags.StringArrayVar(&config.PluginDirs, "plugins", nil, "`FOLDER` of plugin binaries besides the data folder's plugins (repeatable)")
 	flags.StringVar(&config.Launcher, "launcher", "auto", "what runs workers: auto, containerd or process")
-	flags.StringVar(&config.Containerd, "containerd", "private", "containerd to use: its address, or private for one of the host's own")
+	flags.StringVar(&config.Containerd, "containerd", "", "containerd to use: the `ADDRESS` of its socket, or private for one of the host's own (default what the workers are under, or else private)")
 	flags.StringVar(&config.Runtime, "runtime", "", "OCI runtime of new containers: crun or runc (default the first that is installed)")
 	flags.StringVar(&config.HTTP, "http", "", "`ADDRESS` to answer /healthz at (default none)")
 	flags.DurationVar(&config.Drain, "drain", 15*time.Second, "time for running calls to end once the host is told to; a task may take up to 5m")
 	flags.StringVar(&ports, "ports", "", "`LOW-HIGH`: the range that workers' ports are taken from (default 20000-29999)")
 	return cmd
+}
+
+// checkContainerd refuses an address that cannot be one, or is for nothing.
+func checkContainerd(c host.Config) error {
+	switch {
+	case c.Containerd == "" || c.Containerd == "private":
+		return nil
+	case !filepath.IsAbs(strings.TrimPrefix(c.Containerd, "unix://")):
+		return usagef("--containerd %s: give the absolute path of its socket, or private", c.Containerd)
+	case c.Launcher == "process":
+		return usagef("--containerd %s: with --launcher process there are no containers", c.Containerd)
+	}
+	return nil
 }
 
 // readPorts reads the range that workers' ports are taken from. Workers that

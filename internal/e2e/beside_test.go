@@ -87,42 +87,13 @@ func TestUnknownContainer(t *testing.T) {
 	}
 }
 
-// otherContainerd is one of the machine's own, with all that it serves by default,
-// and a container.
-func otherContainerd(t *testing.T) (address string, process *os.Process) {
-	t.Helper()
-	dir := t.TempDir()
-	address = filepath.Join(dir, "c.sock")
-	config := fmt.Sprintf("version = 2\nroot = %q\nstate = %q\n[grpc]\n  address = %q\n", dir+"/root", dir+"/state", address)
-	if err := os.WriteFile(dir+"/config.toml", []byte(config), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command("containerd", "--config", dir+"/config.toml")
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		_ = cmd.Wait()
-	})
-	return address, cmd.Process
-}
-
 // TestBesideAnotherContainerd: neither knows of the other, whichever comes, works
 // or goes.
 func TestBesideAnotherContainerd(t *testing.T) {
 	t.Parallel()
-	address, _ := otherContainerd(t)
+	o := newOperators(t)
 	h := newHost(t, "containerd")
-	h.eventually("the other answers", func() error { return ctr(address, "default", "version") })
-	if err := ctr(address, "default", "run", "--detach", "--rootfs", rootfs(t), "other", "/program", "sleep"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := errors.Join(ctr(address, "default", "task", "kill", "-s", "KILL", "other"), ctr(address, "default", "task", "delete", "-f", "other")); err != nil {
-			t.Error(err)
-		}
-	})
+	o.run()
 	h.forge("nora", "template")
 	h.mustSend("nora", "template.echo", map[string]string{"message": "beside it"})
 	if n := len(h.having("--config", "config.toml")); n < 2 {
@@ -132,10 +103,7 @@ func TestBesideAnotherContainerd(t *testing.T) {
 		t.Error(err)
 	}
 	h.down()
-	text, err := exec.Command("ctr", "--address", address, "tasks", "list").CombinedOutput()
-	if err != nil || !strings.Contains(string(text), "RUNNING") {
-		t.Errorf("the other's container after our end: %v: %s", err, text)
-	}
+	o.wantRunning()
 }
 
 // TestContainerdCannotStart: it is said by the host and by doctor, workers run on,

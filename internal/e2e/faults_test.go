@@ -358,9 +358,9 @@ func syncPlugin(t *testing.T, h *host) {
 
 // wantNoStart checks that a host does not start on the folder: exit 1, one line
 // that says why, and what to do.
-func (h *host) wantNoStart(why, hint string) {
+func (h *host) wantNoStart(why, hint string, flags ...string) {
 	h.t.Helper()
-	_, stderr, code := h.run("--log-level", "off", "serve", "--launcher", h.launcher)
+	_, stderr, code := h.run(append([]string{"--log-level", "off", "serve", "--launcher", h.launcher}, flags...)...)
 	lines := strings.Split(strings.TrimSpace(stderr), "\n")
 	if code != 1 || len(lines) != 2 || !strings.HasPrefix(lines[0], "error: start host: ") || !strings.Contains(lines[0], why) ||
 		!strings.HasPrefix(lines[1], "hint: ") || !strings.Contains(lines[1], hint) {

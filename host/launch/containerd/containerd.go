@@ -1,5 +1,6 @@
 // Package containerd runs each worker as a container of its own, under a
-// private containerd that it starts and looks after.
+// private containerd that it starts and looks after, or under one that somebody
+// else runs.
 //
 // Other programs may import it: what it needs is a data folder, a host id and
 // root. It promises what launch.Launcher promises and, beyond that, a cage: a
@@ -24,7 +25,9 @@
 // All files lie in <data>/containerd, except for the sockets that shims make in
 // /run/containerd/s and, where the data folder's path is too long for a socket
 // address, /run/dals-<host id>. Container ids are serials, in the namespace
-// dals-<host id>; cgroups are /dals-<host id>/<serial>.
+// dals-<host id>; cgroups are /dals-<host id>/<serial>. With a containerd that
+// somebody else runs, images and tasks lie in its folders; nothing of it is
+// touched outside of that namespace.
 //
 // Errors of a containerd that is away are worker.ErrUnavailable; Wait sits such
 // times out. Exit codes above 128 are read as signals, as shells do: a
@@ -50,8 +53,6 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/hashicorp/go-hclog"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
 
 	"github.com/dals-host/dals-host/host/internal/turn"
 	"github.com/dals-host/dals-host/host/launch"
@@ -77,6 +78,10 @@ const (
 type Config struct {
 	DataDir string // the host's data folder, absolute
 	HostID  string // 16 hex digits; names namespace, cgroups and labels
+	// Address is the socket of a containerd that somebody else runs, as a path or
+	// a unix:// URI, or Private. Empty is the one that the data folder was last
+	// used with and not taken down from, or else a private one.
+	Address string
 	Runtime string // Crun or Runc; empty for the better one of those installed
 	Logger  hclog.Logger
 }
@@ -86,7 +91,8 @@ type Launcher struct {
 	cfg      Config
 	log      hclog.Logger
 	tools    tools
-	private  *private
+	site     *site
+	daemon   daemon
 	client   *client.Client
 	cgroups  cgroups
 	turns    turn.Keys[worker.Serial]
@@ -109,8 +115,10 @@ type Launcher struct {
 var _ launch.Launcher = (*Launcher)(nil)
 
 // New opens the launcher: it finds the data folder's containerd running or
-// starts it, and returns when it answers. Where Available says no, so does New;
-// a data folder whose path containerd cannot work with is worker.ErrInvalid.
+// starts it, or finds that of Config.Address, and returns when it answers. Where
+// Available says no, a private one is refused; a data folder whose path containerd
+// cannot work with is worker.ErrInvalid, and a folder whose workers are under
+// another containerd than Config.Address a worker.ErrConflict.
 func New(ctx context.Context, cfg Config) (*Launcher, error) {
 	return newWith(ctx, cfg, diskLimits{bytes: launch.DiskBytes, files: launch.DiskFiles})
 }
@@ -119,26 +127,16 @@ func newWith(ctx context.Context, cfg Config, disk diskLimits) (*Launcher, error
 	if err := checkPath(cfg.DataDir); err != nil {
 		return nil, worker.Hint(fmt.Errorf("data folder: %w", err), "choose a data folder without such characters in its path")
 	}
-	tools, err := findTools(ctx, cfg.Runtime)
-	if err != nil {
-		return nil, err
-	}
 	groups, err := newCgroups(cgroupRoot, cfg.HostID)
 	if err != nil {
 		return nil, err
 	}
-	l := &Launcher{cfg: cfg, log: cfg.Logger.Named(Name), tools: tools, cgroups: groups, disk: disk}
+	l := &Launcher{cfg: cfg, log: cfg.Logger.Named(Name), cgroups: groups, disk: disk}
 	l.life, l.end = context.WithCancel(context.WithoutCancel(ctx))
-	if l.private, err = startPrivate(ctx, cfg, tools, l.log); err != nil {
+	if err := l.openDaemon(ctx); err != nil {
 		return nil, l.abandon(ctx, err)
 	}
-	if l.client, err = connect(l.private.address, namespace(cfg.HostID)); err != nil {
-		return nil, l.abandon(ctx, err)
-	}
-	if err := l.checkServer(ctx); err != nil {
-		return nil, l.abandon(ctx, err)
-	}
-	if err := errors.Join(l.sweepLeases(ctx), sweepRootfs(l.rootfsDir()), l.sweepRunners(ctx), l.findFolders(ctx)); err != nil {
+	if err := errors.Join(sweepLeases(ctx, l.client.LeasesService()), sweepRootfs(l.rootfsDir()), l.sweepRunners(ctx), l.findFolders(ctx)); err != nil {
 		return nil, l.abandon(ctx, err)
 	}
 	l.watched = make(chan struct{})
@@ -151,29 +149,10 @@ func newWith(ctx context.Context, cfg Config, disk diskLimits) (*Launcher, error
 // containerd stays that nobody would ever take down; one that ran before does.
 func (l *Launcher) abandon(ctx context.Context, cause error) error {
 	err := errors.Join(cause, l.Close())
-	if l.private != nil {
-		err = errors.Join(err, l.private.undo(ctx))
+	if l.daemon != nil {
+		err = errors.Join(err, l.daemon.undo(ctx))
 	}
 	return err
-}
-
-func connect(address, namespace string) (*client.Client, error) {
-	quick := grpc.ConnectParams{MinConnectTimeout: 10 * time.Second, Backoff: backoff.DefaultConfig}
-	quick.Backoff.BaseDelay, quick.Backoff.MaxDelay = 20*time.Millisecond, time.Second
-	c, err := client.New(address, client.WithDefaultNamespace(namespace),
-		client.WithExtraDialOpts(append(pointOptions(), grpc.WithConnectParams(quick))))
-	if err != nil {
-		return nil, fmt.Errorf("connect to containerd: %w", err)
-	}
-	return c, nil
-}
-
-func (l *Launcher) checkServer(ctx context.Context) error {
-	v, err := l.client.Version(ctx)
-	if err != nil {
-		return fmt.Errorf("ask containerd for its version: %w", family(err))
-	}
-	return checkVersion(v.Version)
 }
 
 // namespace is the name of all that is one host's: in containerd, in cgroups,
@@ -250,8 +229,8 @@ func (l *Launcher) Close() (err error) {
 		}
 		l.runners.Wait()
 		l.draining.Wait()
-		if l.private != nil {
-			err = l.private.close()
+		if l.daemon != nil {
+			err = l.daemon.close()
 		}
 		if l.client != nil {
 			err = errors.Join(err, l.client.Close())
@@ -260,7 +239,8 @@ func (l *Launcher) Close() (err error) {
 	return err
 }
 
-// Down stops containerd and deletes all that it and this package have made.
+// Down stops a containerd of the launcher's own and deletes all that it and this
+// package have made; in another's it deletes the namespace.
 func (l *Launcher) Down(ctx context.Context) error {
 	left, err := l.List(ctx)
 	if err != nil {
@@ -272,7 +252,7 @@ func (l *Launcher) Down(ctx context.Context) error {
 	if err := l.sweepRunners(ctx); err != nil {
 		return fmt.Errorf("take containerd down: %w", err)
 	}
-	if err := l.private.down(ctx); err != nil {
+	if err := l.daemon.down(ctx); err != nil {
 		return fmt.Errorf("take containerd down: %w", err)
 	}
 	if err := l.cgroups.removeAll(); err != nil {
@@ -281,7 +261,9 @@ func (l *Launcher) Down(ctx context.Context) error {
 	return nil
 }
 
-func (l *Launcher) dir() string { return filepath.Join(l.cfg.DataDir, "containerd") }
+func (l *Launcher) dir() string { return dirOf(l.cfg) }
+
+func dirOf(cfg Config) string { return filepath.Join(cfg.DataDir, "containerd") }
 
 var errClosed = fmt.Errorf("launcher is closed: %w", worker.ErrUnavailable)
 

@@ -19,7 +19,17 @@ func with(runtime string) launchtest.Open {
 // open leaves the choice of the runtime to the launcher.
 func open(c launchtest.Config) (launch.Launcher, error) { return with("")(c) }
 
-func TestMain(m *testing.M) { os.Exit(launchtest.Main(m, open)) }
+// envAddress is, for test binaries that act as a host, the containerd to use.
+const envAddress = "DALS_TEST_CONTAINERD"
+
+// under opens the launcher with a containerd that somebody else runs.
+func under(address string) launchtest.Open {
+	return func(c launchtest.Config) (launch.Launcher, error) {
+		return New(context.Background(), Config{DataDir: c.DataDir, HostID: c.HostID, Address: address, Logger: c.Logger})
+	}
+}
+
+func TestMain(m *testing.M) { os.Exit(launchtest.Main(m, under(os.Getenv(envAddress)))) }
 
 func TestContract(t *testing.T) {
 	for _, runtime := range []string{Crun, Runc} {

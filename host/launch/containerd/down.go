@@ -30,8 +30,8 @@ func shimSocket(address, namespace, id string) string {
 }
 
 // endShims kills shims that do not go by themselves; id "" means all of them.
-func (p *private) endShims(ctx context.Context, id string) error {
-	shims, err := p.shims(id)
+func (s *site) endShims(ctx context.Context, id string) error {
+	shims, err := s.shims(id)
 	if err != nil {
 		return err
 	}
@@ -42,7 +42,7 @@ func (p *private) endShims(ctx context.Context, id string) error {
 }
 
 // shims takes hold of the shims of our containerd.
-func (p *private) shims(id string) ([]*pidfd.Process, error) {
+func (s *site) shims(id string) ([]*pidfd.Process, error) {
 	var found []*pidfd.Process
 	err := pidfd.Each(func(pid int, _ pidfd.Stat) {
 		identity, err := pidfd.Identify(pid)
@@ -51,7 +51,7 @@ func (p *private) shims(id string) ([]*pidfd.Process, error) {
 		}
 		args := pidfd.Cmdline(pid)
 		if uid, ok := pidfd.UID(pid); !ok || uid != 0 || len(args) == 0 || filepath.Base(args[0]) != "containerd-shim-runc-v2" ||
-			option(args, "-namespace") != p.namespace || option(args, "-address") != p.address ||
+			option(args, "-namespace") != s.namespace || option(args, "-address") != s.address ||
 			(id != "" && option(args, "-id") != id) {
 			return
 		}

@@ -237,8 +237,7 @@ func openImage(image launch.Image) (*os.File, imageBlobs, error) {
 
 // sweepLeases deletes what an earlier host held while it wrote an image and did
 // not live to let go: the blobs that no image names go with it.
-func (l *Launcher) sweepLeases(ctx context.Context) error {
-	service := l.client.LeasesService()
+func sweepLeases(ctx context.Context, service leases.Manager) error {
 	left, err := service.List(ctx)
 	for _, lease := range left {
 		err = errors.Join(err, service.Delete(ctx, lease, leases.SynchronousDelete))

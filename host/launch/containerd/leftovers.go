@@ -19,20 +19,15 @@ import (
 func (l *Launcher) leftovers(serial worker.Serial) []string {
 	var found []string
 	for _, path := range []string{
-		l.private.bundle(serial),
-		filepath.Join(l.private.runcRoot(), l.private.namespace, string(serial)),
-		shimSocket(l.private.address, l.private.namespace, string(serial)),
+		l.site.bundle(serial), // "" is never there
+		filepath.Join(l.site.runcRoot(), l.site.namespace, string(serial)),
+		shimSocket(l.site.address, l.site.namespace, string(serial)),
 	} {
 		if _, err := os.Lstat(path); err == nil {
 			found = append(found, path)
 		}
 	}
 	return found
-}
-
-// bundle is the folder that containerd has for the worker's task.
-func (p *private) bundle(serial worker.Serial) string {
-	return filepath.Join(p.stateDir(), "io.containerd.runtime.v2.task", p.namespace, string(serial))
 }
 
 // quiet is how long a bundle must have been gone before its name is used again:
@@ -48,7 +43,7 @@ func (l *Launcher) awaitNoLeftovers(ctx context.Context, serial worker.Serial, p
 	var busy time.Time // when the bundle was last seen
 	for wait := time.Millisecond; ; wait = min(2*wait, 20*time.Millisecond) {
 		left := l.leftovers(serial)
-		if slices.Contains(left, l.private.bundle(serial)) {
+		if slices.Contains(left, l.site.bundle(serial)) {
 			busy = time.Now()
 		}
 		if len(left) == 0 && time.Since(busy) > quiet {
@@ -72,7 +67,7 @@ func (l *Launcher) scrub(ctx context.Context, serial worker.Serial) error {
 	if err != nil || gone {
 		return err
 	}
-	if err := l.private.endShims(ctx, string(serial)); err != nil {
+	if err := l.site.endShims(ctx, string(serial)); err != nil {
 		return fmt.Errorf("end shim: %w", err)
 	}
 	if err := l.emptyCgroup(ctx, serial); err != nil { // a shim may have been about to fork
@@ -94,7 +89,7 @@ func (l *Launcher) scrub(ctx context.Context, serial worker.Serial) error {
 // task would have under the same names.
 func (l *Launcher) awaitNoShim(ctx context.Context, serial worker.Serial) error {
 	for busy := time.Now(); time.Since(busy) <= quiet; {
-		shims, err := l.private.shims(string(serial))
+		shims, err := l.site.shims(string(serial))
 		if err != nil {
 			return err
 		}

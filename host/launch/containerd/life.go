@@ -106,7 +106,7 @@ func (l *Launcher) caged(id worker.Serial, cage *specs.Spec) (containers.Contain
 	if err != nil {
 		return containers.Container{}, fmt.Errorf("encode container: %w", err)
 	}
-	options, err := typeurl.MarshalAny(&runcoptions.Options{BinaryName: l.tools.runtime, Root: l.private.runcRoot()})
+	options, err := typeurl.MarshalAny(&runcoptions.Options{BinaryName: l.tools.runtime, Root: l.site.runcRoot()})
 	if err != nil {
 		return containers.Container{}, fmt.Errorf("encode runtime options: %w", err)
 	}
@@ -215,7 +215,11 @@ func (l *Launcher) createTask(ctx context.Context, c containers.Container) error
 	}
 	for attempt := 1; ; attempt++ {
 		err := l.requestTask(ctx, c)
-		if err == nil || errors.Is(err, worker.ErrConflict) {
+		if err == nil {
+			l.daemon.taskMade()
+			return nil
+		}
+		if errors.Is(err, worker.ErrConflict) {
 			return err
 		}
 		if undoErr := l.undoStart(ctx, serial); undoErr != nil {

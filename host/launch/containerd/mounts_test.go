@@ -138,11 +138,11 @@ func TestLateMount(t *testing.T) {
 		before := containerdPID(t, b)
 		kill(t, before)
 		launchtest.Eventually(t, "containerd is back", func() bool {
-			found, err := launcher(b).private.find()
+			found, err := own(b).find()
 			for _, p := range found {
 				defer p.Close()
 			}
-			return err == nil && len(found) == 1 && found[0].Identity().PID != before && launcher(b).checkServer(b.Context()) == nil
+			return err == nil && len(found) == 1 && found[0].Identity().PID != before && checkServer(b.Context(), launcher(b).client) == nil
 		})
 	}
 	b.Remove(spec.Serial)

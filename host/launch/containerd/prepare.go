@@ -11,7 +11,6 @@ import (
 	"github.com/google/renameio/v2"
 
 	"github.com/dals-host/dals-host/host/internal/failpoint"
-	"github.com/dals-host/dals-host/host/launch/internal/pidfd"
 )
 
 func (p *private) makeDirs() error {
@@ -29,37 +28,26 @@ func (p *private) makeDirs() error {
 
 // prepare makes the configuration for a containerd that is about to be started.
 // What containerd and the runtime know of running containers does not survive the
-// machine: after a boot it is deleted. A shim that runs proves that there was
-// none, whatever is written down.
+// machine: after a boot it is deleted.
 func (p *private) prepare() error {
-	shims, err := p.shims("")
+	booted, now, err := p.hasBooted()
 	if err != nil {
 		return err
 	}
-	for _, shim := range shims {
-		_ = shim.Close()
-	}
-	now, err := pidfd.BootID()
-	if err != nil {
-		return err
-	}
-	bootFile := filepath.Join(p.dir, "boot")
-	if then, err := os.ReadFile(bootFile); (err != nil || string(then) != now) && len(shims) == 0 {
+	if booted {
 		if err := errors.Join(os.RemoveAll(p.stateDir()), os.RemoveAll(p.runcRoot())); err != nil {
 			return err
 		}
 	}
 	failpoint.Hit("containerd", "config", "before")
 	err = errors.Join(
-		renameio.WriteFile(bootFile, []byte(now), 0o600),
+		renameio.WriteFile(p.bootFile(), []byte(now), 0o600),
 		renameio.WriteFile(p.configFile(), []byte(p.config()), 0o600),
 	)
 	failpoint.Hit("containerd", "config", "after")
 	return err
 }
 
-func (p *private) stateDir() string   { return filepath.Join(p.dir, "state") }
-func (p *private) runcRoot() string   { return filepath.Join(p.dir, "runtime") }
 func (p *private) configFile() string { return filepath.Join(p.dir, "config.toml") }
 func (p *private) logFile() string    { return filepath.Join(p.dir, "containerd.log") }
 

@@ -27,12 +27,10 @@ import (
 // host finds it by its command line; nothing that is written down could be
 // stale.
 type private struct {
-	log       hclog.Logger
-	binary    string
-	dir       string // <data>/containerd
-	runDir    string // outside of dir, or "": where the socket is when dir is too deep for one
-	address   string
-	namespace string
+	*site
+	log    hclog.Logger
+	binary string
+	runDir string // outside of dir, or "": where the socket is when dir is too deep for one
 
 	life    context.Context // ends with close
 	end     context.CancelFunc
@@ -50,8 +48,8 @@ const maxSocket = 104 - len(".ttrpc")
 // startPrivate finds the data folder's containerd running or starts it, waits
 // until it answers, and keeps it running until close.
 func startPrivate(ctx context.Context, cfg Config, tools tools, log hclog.Logger) (*private, error) {
-	p := &private{log: log, binary: tools.containerd, dir: filepath.Join(cfg.DataDir, "containerd"), namespace: namespace(cfg.HostID)}
-	p.address = filepath.Join(p.dir, "containerd.sock")
+	p := &private{log: log, binary: tools.containerd}
+	p.site = newSite(cfg, filepath.Join(dirOf(cfg), "containerd.sock"), filepath.Join(dirOf(cfg), "state"))
 	if len(p.address) > maxSocket {
 		p.runDir = filepath.Join("/run", namespace(cfg.HostID))
 		p.address = filepath.Join(p.runDir, "containerd.sock")
@@ -66,6 +64,8 @@ func startPrivate(ctx context.Context, cfg Config, tools tools, log hclog.Logger
 	p.keeper.Go(func() { p.keep(process) })
 	return p, nil
 }
+
+func (p *private) taskMade() {} // it has nothing to tell
 
 // ensure returns the running containerd, started if need be, once it answers.
 func (p *private) ensure(ctx context.Context) (*pidfd.Process, error) {

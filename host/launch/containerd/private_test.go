@@ -21,10 +21,13 @@ import (
 
 func launcher(b *launchtest.Bench) *Launcher { return b.Launcher.(*Launcher) }
 
+// own is the bench's private containerd.
+func own(b *launchtest.Bench) *private { return launcher(b).daemon.(*private) }
+
 // containerdPID is the one containerd of the bench.
 func containerdPID(t *testing.T, b *launchtest.Bench) int {
 	t.Helper()
-	found, err := launcher(b).private.find()
+	found, err := own(b).find()
 	if err != nil || len(found) != 1 {
 		t.Fatalf("%d containerds, %v", len(found), err)
 	}
@@ -54,7 +57,7 @@ func TestContainerdDies(t *testing.T) {
 		ended <- exit
 	}()
 	first := containerdPID(t, b)
-	logFile := launcher(b).private.logFile()
+	logFile := own(b).logFile()
 	if err := os.WriteFile(logFile, []byte(strings.Repeat("an old line\n", 1000)), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +113,7 @@ func TestShimDies(t *testing.T) {
 	t.Parallel()
 	b := launchtest.NewBench(t, open)
 	g := b.Guest()
-	shims, err := launcher(b).private.shims(string(g.Spec.Serial))
+	shims, err := own(b).shims(string(g.Spec.Serial))
 	if err != nil || len(shims) != 1 {
 		t.Fatalf("%d shims, %v", len(shims), err)
 	}
@@ -134,7 +137,7 @@ func TestDeleteCutShort(t *testing.T) {
 	t.Parallel()
 	b := launchtest.NewBench(t, open)
 	g := b.Guest()
-	l, serial := launcher(b), g.Spec.Serial
+	serial := g.Spec.Serial
 	for patience := time.Duration(0); !cutShort(t, b, serial, patience); patience += 500 * time.Microsecond {
 		b.Stop(serial, 0)
 		if err := b.Launcher.Start(b.Context(), serial); err != nil {
@@ -146,7 +149,7 @@ func TestDeleteCutShort(t *testing.T) {
 		t.Errorf("a worker whose shim is left is %+v", s)
 	}
 	b.Stop(serial, 0)
-	if shims, err := l.private.shims(string(serial)); err != nil || len(shims) != 0 {
+	if shims, err := own(b).shims(string(serial)); err != nil || len(shims) != 0 {
 		t.Errorf("%d shims are left, %v", len(shims), err)
 	}
 	if s, ok := b.Status(serial); !ok || s.Unsettled {
@@ -191,11 +194,11 @@ func TestRemoveLeavesNoShim(t *testing.T) {
 	if left := launcher(b).leftovers(g.Spec.Serial); len(left) != 0 {
 		t.Errorf("left: %v", left)
 	}
-	if shims, err := launcher(b).private.shims(""); err != nil || len(shims) != 0 {
+	if shims, err := own(b).shims(""); err != nil || len(shims) != 0 {
 		t.Errorf("%d shims are left, %v", len(shims), err)
 	}
 	for _, root := range []string{"/run/containerd/runc", "/run/runc", "/run/crun"} {
-		for _, name := range []string{launcher(b).private.namespace, string(g.Spec.Serial)} {
+		for _, name := range []string{own(b).namespace, string(g.Spec.Serial)} {
 			if _, err := os.Stat(filepath.Join(root, name)); !errors.Is(err, os.ErrNotExist) {
 				t.Errorf("state is kept outside of the data folder: %s, %v", filepath.Join(root, name), err)
 			}
@@ -222,7 +225,7 @@ func TestLongPath(t *testing.T) {
 			}
 			b.Reopen()
 			t.Cleanup(b.Clean)
-			if address := launcher(b).private.address; strings.HasPrefix(address, "/run/dals-") != (beyond > 0) {
+			if address := own(b).address; strings.HasPrefix(address, "/run/dals-") != (beyond > 0) {
 				t.Fatalf("the socket is %s", address)
 			}
 			b.Guest()
@@ -269,7 +272,7 @@ func TestAfterBoot(t *testing.T) {
 	if err := b.Launcher.Create(b.Context(), spec); err != nil {
 		t.Fatal(err)
 	}
-	p := launcher(b).private
+	p := own(b)
 	if err := os.WriteFile(filepath.Join(p.dir, "boot"), []byte("earlier"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -293,14 +296,14 @@ func TestNoBoot(t *testing.T) {
 	t.Parallel()
 	b := launchtest.NewBench(t, open)
 	g := b.Guest()
-	bootFile := filepath.Join(launcher(b).private.dir, "boot")
+	bootFile := filepath.Join(own(b).dir, "boot")
 	for name, spoil := range map[string]func() error{
 		"wrong": func() error { return os.WriteFile(bootFile, []byte("earlier"), 0o600) },
 		"lost":  func() error { return os.Remove(bootFile) },
 		"lost, and containerd ended": func() error {
 			pid := containerdPID(t, b)
 			kill(t, pid)
-			launchtest.Eventually(t, "containerd has ended", func() bool { return !launcher(b).private.is(pid) })
+			launchtest.Eventually(t, "containerd has ended", func() bool { return !own(b).is(pid) })
 			return os.Remove(bootFile)
 		},
 	} {
@@ -445,7 +448,7 @@ func TestVersion(t *testing.T) {
 // TestLastWords: they are short, however long the log has become.
 func TestLastWords(t *testing.T) {
 	t.Parallel()
-	p := &private{dir: t.TempDir()}
+	p := &private{site: &site{dir: t.TempDir()}}
 	for log, want := range map[string]string{
 		"":              "",
 		"one\ntwo\n":    "two",

@@ -38,8 +38,8 @@ func Available(ctx context.Context) (what string, err error) {
 }
 
 func findTools(ctx context.Context, runtime string) (tools, error) {
-	if os.Geteuid() != 0 {
-		return tools{}, unavailable("run the host as root, or with --launcher process", "containers need root")
+	if err := checkRoot(); err != nil {
+		return tools{}, err
 	}
 	found := make(map[string]string)
 	for _, name := range []string{"containerd", "containerd-shim-runc-v2"} {
@@ -65,6 +65,35 @@ func findTools(ctx context.Context, runtime string) (tools, error) {
 	}
 	versions := "containerd " + parseVersion(string(out)) + ", " + version
 	return tools{containerd: found["containerd"], runtime: path, versions: versions}, nil
+}
+
+// findToolsBeside finds what is needed beside a containerd of the operator's: a
+// runtime that works there. crun does not where it sees cgroups of both versions,
+// and what another's containerd sees is not ours to change.
+func findToolsBeside(ctx context.Context, runtime string) (tools, error) {
+	if err := errors.Join(checkRoot(), checkCgroups()); err != nil {
+		return tools{}, err
+	}
+	hybrid, err := isHybrid()
+	if err != nil {
+		return tools{}, err
+	}
+	if hybrid && runtime == Crun {
+		return tools{}, unavailable("use --runtime runc, or --containerd private",
+			"crun cannot run under it: this machine has cgroups of both versions")
+	}
+	if hybrid && runtime == "" {
+		runtime = Runc
+	}
+	path, version, err := findRuntime(ctx, runtime)
+	return tools{runtime: path, versions: version}, err
+}
+
+func checkRoot() error {
+	if os.Geteuid() != 0 {
+		return unavailable("run the host as root, or with --launcher process", "containers need root")
+	}
+	return nil
 }
 
 func unavailable(hint, format string, args ...any) error {

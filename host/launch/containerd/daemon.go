@@ -1,0 +1,77 @@
+package containerd
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/containerd/containerd/v2/client"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+)
+
+// Private is the Address of a containerd of the launcher's own.
+const Private = "private"
+
+// daemon is the containerd that a launcher works with.
+type daemon interface {
+	taskMade()                  // there is a task, which tells more of containerd than it does
+	close() error               // lets go of it
+	undo(context.Context) error // takes back what opening it has begun; after close
+	down(context.Context) error // ends what there is of it for the host, and deletes the host's files
+}
+
+// openDaemon opens the containerd that the configuration, or else what the data
+// folder was used with, asks for.
+func (l *Launcher) openDaemon(ctx context.Context) error {
+	address, err := chooseAddress(l.cfg)
+	if err != nil {
+		return err
+	}
+	if address != Private {
+		return l.openShared(ctx, address)
+	}
+	if l.tools, err = findTools(ctx, l.cfg.Runtime); err != nil {
+		return err
+	}
+	p, err := startPrivate(ctx, l.cfg, l.tools, l.log)
+	if err != nil {
+		return err
+	}
+	l.daemon, l.site = p, p.site
+	if l.client, err = connect(p.address, p.namespace); err != nil {
+		return err
+	}
+	return checkServer(ctx, l.client)
+}
+
+func (l *Launcher) openShared(ctx context.Context, address string) (err error) {
+	if l.tools, err = findToolsBeside(ctx, l.cfg.Runtime); err != nil {
+		return err
+	}
+	s, err := openShared(ctx, l.cfg, address, l.log)
+	if err != nil {
+		return fmt.Errorf("use the containerd at %s: %w", address, err)
+	}
+	l.daemon, l.site, l.client = s, s.site, s.client
+	return nil
+}
+
+func connect(address, namespace string) (*client.Client, error) {
+	quick := grpc.ConnectParams{MinConnectTimeout: 10 * time.Second, Backoff: backoff.DefaultConfig}
+	quick.Backoff.BaseDelay, quick.Backoff.MaxDelay = 20*time.Millisecond, time.Second
+	c, err := client.New(address, client.WithDefaultNamespace(namespace),
+		client.WithExtraDialOpts(append(pointOptions(), grpc.WithConnectParams(quick))))
+	if err != nil {
+		return nil, fmt.Errorf("connect to containerd: %w", err)
+	}
+	return c, nil
+}
+
+func checkServer(ctx context.Context, c *client.Client) error {
+	v, err := c.Version(ctx)
+	if err != nil {
+		return fmt.Errorf("ask containerd for its version: %w", family(err))
+	}
+	return checkVersion(v.Version)
+}
