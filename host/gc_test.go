@@ -41,11 +41,11 @@ var template = sync.OnceValues(func() ([]byte, error) {
 // inProcess is a whole host in this process, so that the race detector sees it.
 type inProcess struct {
 	*Host
-	t      *testing.T
+	t      testing.TB
 	plugin string
 }
 
-func startInProcess(t *testing.T, launcher string) *inProcess {
+func startInProcess(t testing.TB, launcher string) *inProcess {
 	t.Helper()
 	h, err := New(t.Context(), Config{DataDir: filepath.Join(t.TempDir(), "data"), Launcher: launcher, Version: "test", Logger: hclog.NewNullLogger()})
 	if err != nil {

@@ -62,6 +62,7 @@ func startPrivate(ctx context.Context, cfg Config, tools tools, log hclog.Logger
 	}
 	p.process = process
 	p.keeper.Go(func() { p.keep(process) })
+	p.keeper.Go(p.boundLogs)
 	return p, nil
 }
 

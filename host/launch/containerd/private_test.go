@@ -445,6 +445,48 @@ func TestVersion(t *testing.T) {
 	}
 }
 
+// TestOwnLog: what containerd and its shims log is bounded while they log on.
+func TestOwnLog(t *testing.T) {
+	t.Parallel()
+	b := launchtest.NewBench(t, open)
+	p := own(b)
+	log, err := os.OpenFile(p.logFile(), os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	grow := func(n int) {
+		t.Helper()
+		if _, err := log.WriteString(strings.Repeat("an old line\n", n/len("an old line\n"))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	read := func() string {
+		t.Helper()
+		if err := p.boundLog(); err != nil {
+			t.Fatal(err)
+		}
+		text, err := os.ReadFile(p.logFile())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	grow(ownLogBytes / 2)
+	if n := len(read()); n < ownLogBytes/2-100 {
+		t.Errorf("a short log was cut to %d bytes", n)
+	}
+	grow(ownLogBytes)
+	if n := len(read()); n > ownLogBytes/2+64<<10 {
+		t.Errorf("a long log was cut to %d bytes", n)
+	}
+	g := b.Guest()
+	launchtest.Eventually(t, "the log goes on at its end", func() bool {
+		text := read()
+		return strings.Contains(text, string(g.Spec.Serial)) && !strings.Contains(text, "\x00")
+	})
+}
+
 // TestLastWords: they are short, however long the log has become.
 func TestLastWords(t *testing.T) {
 	t.Parallel()
