@@ -34,12 +34,12 @@ func TestNothingLeaks(t *testing.T) { // alone: it counts what this process has
 }
 
 // BenchmarkForgeAndRetire forges and retires a thousand workers under containerd, or
-// ROUNDS of them, 8 at a time, and reports what stays of each and how long it
+// LEAK_ROUNDS of them, 8 at a time, and reports what stays of each and how long it
 // takes to retire one, alone and beside the others. It fails where anything stays
 // but what the record must keep.
 func BenchmarkForgeAndRetire(b *testing.B) {
 	n := 1000
-	if text := os.Getenv("ROUNDS"); text != "" {
+	if text := os.Getenv("LEAK_ROUNDS"); text != "" {
 		var err error
 		if n, err = strconv.Atoi(text); err != nil {
 			b.Fatal(err)

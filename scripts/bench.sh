@@ -17,7 +17,7 @@ echo '== cold start: a killed host is replaced, workers registered and a fifth o
 go test -run '^$' -bench '^BenchmarkColdStart$' -benchtime "${ROUNDS:-5}x" -timeout 30m ./internal/e2e
 echo '== idle workers: memory and CPU of each (IDLE=10m watches them for ten minutes)'
 go test -run '^$' -bench '^BenchmarkIdle$' -benchtime 1x -timeout 60m ./internal/e2e
-echo '== a thousand workers forged and retired: what stays of each, and the time that retiring takes'
+echo '== a thousand workers forged and retired: what stays, and the time that retiring takes (LEAK_ROUNDS=100 for fewer)'
 go test -run '^$' -bench '^BenchmarkForgeAndRetire$' -benchtime 1x -timeout 60m ./host
 echo '== the registry: committed updates against plain SQLite inserts'
 go test -run '^$' -bench . -skip '^BenchmarkAllocation$' ./host/registry

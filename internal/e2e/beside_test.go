@@ -151,8 +151,8 @@ func TestNotRoot(t *testing.T) {
 	const nobody = 65534
 	h := &host{t: t, launcher: "auto", uid: nobody}
 	h.setup()
-	if status, err := h.client.Status(t.Context()); err != nil || status.Launcher != "process" {
-		t.Fatalf("launcher %q, %v", status.Launcher, err)
+	if status, err := h.client.Status(t.Context()); err != nil || status.Launcher != "process" || !strings.Contains(status.LauncherReason, "can read each other's keys") {
+		t.Fatalf("status %+v, %v", status, err)
 	}
 	h.launcher = "process"
 	s := newScene(t, h)
@@ -164,6 +164,16 @@ func TestNotRoot(t *testing.T) {
 	if text, _, _ := h.run("doctor"); !strings.Contains(text, "not root: workers are plain processes without isolation") {
 		t.Errorf("doctor says:\n%s", text)
 	}
+	// One user for all: nothing keeps one worker from another's key.
+	for _, serial := range []string{s.live.WorkerSerial, s.stopped.WorkerSerial} {
+		info, err := os.Stat(filepath.Join(h.dir, "workers", "instances", serial, "certs", "worker.key"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if uid := info.Sys().(*syscall.Stat_t).Uid; uid != nobody {
+			t.Errorf("the key of %s belongs to uid %d: then the docs are wrong", serial, uid)
+		}
+	}
 	dir, err := os.MkdirTemp("", "dals-e2e-nobody-")
 	if err != nil {
 		t.Fatal(err)
@@ -173,5 +183,7 @@ func TestNotRoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	other := &host{t: t, uid: nobody, launcher: "containerd", dir: dir}
-	other.wantNoStart("containers need root", "run the host as root, or with --launcher process")
+	for _, flags := range [][]string{nil, {"--containerd", "private"}, {"--containerd", "/run/containerd/containerd.sock"}} {
+		other.wantNoStart("containers need root", "run the host as root, or with --launcher process", flags...)
+	}
 }
