@@ -113,14 +113,14 @@ var mayGrow = []string{heap, kept, pool, state, said}
 // with its garbage collected.
 func (p *inProcess) inventory() map[string]int {
 	p.t.Helper()
-	retired := p.ageRetired()
+	sockets := p.shimSockets(p.ageRetired())
 	p.collect(false)
 	runtime.GC()
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	has := map[string]int{
 		heap: int(m.HeapAlloc), "goroutines": runtime.NumGoroutine(),
-		"sockets of retired shims": p.shimSockets(retired),
+		"sockets of retired shims": sockets,
 	}
 	ours := func(text string) bool { return strings.Contains(text, p.DataDir) || strings.Contains(text, p.ID()) }
 	p.addDescriptors(has)

@@ -106,6 +106,9 @@ func TestOperatorsContainerd(t *testing.T) {
 	h.start()
 	s.outlived(0)
 	h.kill()
+	if stdout, stderr, code := h.run("recover"); code != 0 || strings.Contains(stdout, "does not have it") { // which looks there, too
+		t.Errorf("recover: exit %d: %s%s", code, stdout, stderr)
+	}
 	h.wantNoStart("this host's workers are under the containerd at "+o.address, "use --containerd "+o.address, "--containerd", "private")
 	h.start()
 
