@@ -193,11 +193,12 @@ func (h *Host) spec(w worker.Worker) launch.Spec {
 	if d, err := h.plugins.Descriptor(w.PluginDigest); err == nil {
 		s.Limits = limitsFor(d.GetResources())
 	}
+	s.Limits = launch.LimitsOf(w.Limits.Or(s.Limits))
 	return s
 }
 
 // What a worker gets at most, whatever its type asks for: a stranger's plugin
-// must not be able to ask for the machine.
+// must not be able to ask for the machine. Who forges it may ask for more.
 const (
 	maxMemoryBytes = 1 << 30
 	maxPIDs        = 1024

@@ -42,7 +42,9 @@ func (b backend) Plan(ctx context.Context, r control.ForgeRequest) (control.Plan
 	if err != nil {
 		return control.Plan{}, err
 	}
-	p := control.Plan{Worker: control.WorkerView{Worker: plan.Worker, HeartbeatInterval: heartbeatInterval, NotGranted: plan.NotGranted}, Hash: plan.Hash}
+	p := control.Plan{Hash: plan.Hash, Worker: control.WorkerView{
+		Worker: plan.Worker, HeartbeatInterval: heartbeatInterval, NotGranted: plan.NotGranted, Allowed: b.spec(plan.Worker).Limits,
+	}}
 	for _, s := range plan.Steps {
 		p.Steps = append(p.Steps, control.PlanStep(s))
 	}

@@ -68,6 +68,7 @@ func (h *Host) view(ctx context.Context, w worker.Worker) control.WorkerView {
 	if w.State == worker.StateRetired || w.State == worker.StateForging {
 		return v
 	}
+	v.Allowed = h.spec(w).Limits
 	if w.State == worker.StateUpgrading {
 		return v // its folder is being replaced
 	}

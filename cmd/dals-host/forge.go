@@ -26,6 +26,7 @@ func forgeCommand(a *app) *cobra.Command {
 		listTypes  bool
 		count      int
 	)
+	var limits limitFlags
 	cmd := &cobra.Command{
 		Use:   "forge --type TYPE --name NAME --class-code CODE",
 		Short: "Forge a worker, or many",
@@ -39,11 +40,12 @@ lists what is missing. --json gives {"made": [...], "failed": [...]}.`,
 		Example: `  dals-host forge --list-types
   dals-host forge --type template --name nora --class-code A1 --dry-run
   dals-host forge --type template --name nora --class-code A1
-  dals-host forge --type template --name nora --class-code A1 --plan-hash p2-…
+  dals-host forge --type template --name nora --class-code A1 --plan-hash p3-…
   dals-host forge --type template --name crowd --class-code A1 --count 200
   dals-host forge --like nora --name tom
   dals-host forge --type mirror --name far --class-code A1 --grant egress:example.org:443
   dals-host forge --type album --name pics --class-code A1 --mount /srv/photos:/mnt/photos:ro
+  dals-host forge --type template --name nora --class-code A1 --memory 64MiB --cpus 0.5 --pids 64
   dals-host forge --type ledger --name books --class-code 300.100.000 --set max_record_bytes=4096`,
 		Args: exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -51,6 +53,10 @@ lists what is missing. --json gives {"made": [...], "failed": [...]}.`,
 				return a.listTypes(cmd.Context())
 			}
 			if err := checkForge(cmd, request, count); err != nil {
+				return err
+			}
+			var err error
+			if request.Limits, err = limits.read(cmd); err != nil {
 				return err
 			}
 			config, err := a.readConfig(configFile, settings)
@@ -80,9 +86,10 @@ lists what is missing. --json gives {"made": [...], "failed": [...]}.`,
 	flags.BoolVar(&listTypes, "list-types", false, "list the worker types instead")
 	flags.DurationVar(&request.Timeout, "timeout", 0, "bound on the whole forge (default the host's)")
 	flags.IntVar(&count, "count", 0, fmt.Sprintf("forge `K` workers, NAME-1 to NAME-K (up to %d)", maxCount))
-	flags.StringVar(&request.Like, "like", "", "type, version, class code, config and grants of this `WORKER`, where no others are given")
 	flags.StringArrayVar(&request.Grants, "grant", nil, "let the worker have this `CAPABILITY` of those that its type asks for (repeatable)")
 	flags.StringArrayVar(&request.Mounts, "mount", nil, "show the worker a folder of this machine, `SOURCE:/mnt/NAME[:ro]`, that its type asks for (repeatable)")
+	flags.StringVar(&request.Like, "like", "", "type, version, class code, config, grants and limits of this `WORKER`, where no others are given")
+	limits.add(flags)
 	flags.BoolVar(&request.NoStart, "no-start", false, "leave the worker stopped")
 	completeFlag(cmd, "type", a.typeNames)
 	completeFlag(cmd, "like", a.workerNames)

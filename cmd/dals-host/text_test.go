@@ -156,11 +156,17 @@ func TestWorkerText(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
 	a := &app{stdout: &out}
-	w := client.Worker{WorkerName: "nora", State: "failed", StateReason: "exit 1\x1b[31m", VaultFault: "identity.json: missing", Glyph: "+--+\n|\x1b.|\n+--+"}
+	w := client.Worker{
+		WorkerName: "nora", State: "failed", StateReason: "exit 1\x1b[31m", VaultFault: "identity.json: missing", Glyph: "+--+\n|\x1b.|\n+--+", Launcher: "process",
+		Limits: &client.Limits{MemoryBytes: 64 << 20, CPUMillis: 500, PIDs: 64}, Usage: &client.Usage{MemoryBytes: 3 << 19, CPUTimeMs: 1250, PIDs: 7},
+	}
 	if err := a.show(w, func(t *table) { workerText(t, w) }); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"state         failed: exit 1[31m\n", "vault_integrity=false: identity.json: missing\n", "glyph         +--+\n              |.|\n"} {
+	for _, want := range []string{
+		"state         failed: exit 1[31m\n", "vault_integrity=false: identity.json: missing\n", "glyph         +--+\n              |.|\n",
+		"uses          1.5 MiB, 1.25s of CPU time, 7 processes and threads\n", "limits        64.0 MiB, 0.5 cores, 64 processes and threads; not enforced: it is a plain process\n",
+	} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("%q is not in\n%s", want, out.String())
 		}

@@ -60,10 +60,10 @@ worker_manifest.json as they are on disk.`,
 }
 
 func workerTable(t *table, workers []client.Worker) {
-	t.row("NAME", "TYPE", "VERSION", "SERIAL", "CLASS", "PORT", "STATE", "VAULT", "HEARTBEAT")
+	t.row("NAME", "TYPE", "VERSION", "SERIAL", "CLASS", "PORT", "STATE", "VAULT", "HEARTBEAT", "MEM", "CPU")
 	for _, w := range workers {
 		t.row(w.WorkerName, w.WorkerType, w.TypeVersion, w.WorkerSerial, w.ClassCode, portWord(w),
-			w.State, vaultWord(w), heartbeatWord(w))
+			w.State, vaultWord(w), heartbeatWord(w), memoryWord(w), cpuWord(w))
 	}
 }
 
@@ -107,6 +107,7 @@ func factsText(t *table, w client.Worker) {
 	grantText(t, w)
 	t.row("vault", reasoned("vault_integrity="+strconv.FormatBool(w.VaultIntegrity), w.VaultFault))
 	t.row("heartbeat", heartbeatWord(w))
+	limitsText(t, w)
 	t.row("created", stamp(w.CreatedAt))
 	if !w.RetiredAt.IsZero() {
 		t.row("retired", stamp(w.RetiredAt))
@@ -169,6 +170,34 @@ func heartbeatWord(w client.Worker) string {
 		return fmt.Sprintf("%s ago, %d missed", ago, w.Heartbeat.Missed)
 	}
 	return fmt.Sprintf("%s ago", ago)
+}
+
+func memoryWord(w client.Worker) string {
+	if w.Usage == nil {
+		return "-"
+	}
+	return mib(w.Usage.MemoryBytes)
+}
+
+// cpuWord is CPU time, as ps has it: a share would be of which time?
+func cpuWord(w client.Worker) string {
+	if w.Usage == nil {
+		return "-"
+	}
+	return (time.Duration(w.Usage.CPUTimeMs) * time.Millisecond).String()
+}
+
+func limitsText(t *table, w client.Worker) {
+	if u := w.Usage; u != nil {
+		t.row("uses", fmt.Sprintf("%s, %s of CPU time, %d processes and threads", memoryWord(w), cpuWord(w), u.PIDs))
+	}
+	if l := w.Limits; l != nil {
+		text := fmt.Sprintf("%s, %g cores, %d processes and threads", mib(l.MemoryBytes), float64(l.CPUMillis)/1000, l.PIDs)
+		if w.Launcher == "process" {
+			text += "; not enforced: it is a plain process"
+		}
+		t.row("limits", text)
+	}
 }
 
 func stamp(t client.Time) string {

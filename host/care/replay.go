@@ -107,6 +107,7 @@ func (y *replay) made(tx *registry.Tx, e record.Entry) error {
 		ClassCode: f.Class, Model: f.Model, LedgerCode: f.Ledger, Port: f.Port, UID: f.UID, State: worker.StateLive,
 		Launcher: f.Launcher, PublicKey: f.PublicKey, Glyph: identity.Glyph(f.PublicKey), ManifestSHA256: f.ManifestSHA256,
 		ImageDigest: f.ImageDigest, Config: f.Config, Grants: f.Grants, RequestSHA256: f.RequestSHA256, CreatedAt: f.CreatedAt,
+		Limits: f.Limits.Asked(),
 	}
 	if e.Kind == record.Upgrade {
 		was, err := tx.Worker(w.Serial)

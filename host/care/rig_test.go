@@ -164,7 +164,7 @@ func (g *rig) forge(name string) worker.Worker {
 	w := worker.Worker{
 		Name: name, Type: "template", TypeVersion: "1.2.3", PluginDigest: g.digest, ClassCode: "A1", Model: "DMN-TP-1", State: worker.StateForging,
 		Launcher: "process", PublicKey: key.Public(), Glyph: identity.Glyph(key.Public()), Config: []byte(`{"a":1,"b":"<&>"}`),
-		RequestSHA256: "dd", CreatedAt: now(), UID: os.Geteuid(),
+		RequestSHA256: "dd", Limits: worker.Limits{CPUMillis: 500}, CreatedAt: now(), UID: os.Geteuid(),
 	}
 	g.update(func(tx *registry.Tx) (err error) {
 		if w.Serial, err = tx.AllocateSerial(w.Model); err != nil {

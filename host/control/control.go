@@ -94,6 +94,7 @@ type ForgeRequest struct {
 	NoStart   bool          // leaves the worker stopped
 	Grants    []string      // what it may do beyond its own folder
 	Mounts    []string      // folders that become grants: SOURCE:PLACE[:ro]
+	Limits    worker.Limits // zero for those of the type
 }
 
 // ForgeResult is a forged worker.
@@ -134,7 +135,9 @@ type WorkerView struct {
 	LastHeartbeat     time.Time // zero before the first
 	HeartbeatInterval time.Duration
 	MissedHeartbeats  int
-	NotGranted        []string // what its type asks for beyond its grants; where one worker is told of
+	NotGranted        []string      // what its type asks for beyond its grants; where one worker is told of
+	Allowed           worker.Limits // what it may use, whoever said so
+	Usage             worker.Usage  // what it uses, as the host reads it at this moment; zero where it does not run
 }
 
 // WorkerDetail adds what its heartbeats tell, what it can be asked for, and its

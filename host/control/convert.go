@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"time"
 
+	"github.com/dals-host/dals-host/host/worker"
 	hostv1 "github.com/dals-host/dals-host/sdk/proto/host/v1"
 )
 
@@ -38,7 +39,25 @@ func WorkerProto(v WorkerView) *hostv1.Worker {
 		Restarts:  int32(v.Restarts),
 
 		Grants: v.Grants, NotGranted: v.NotGranted,
+		Limits: limitsProto(v.Allowed),
+		Usage:  usageProto(v.Usage),
 	}
+}
+
+// limitsProto is nothing where none are known.
+func limitsProto(l worker.Limits) *hostv1.Limits {
+	if l == (worker.Limits{}) {
+		return nil
+	}
+	return &hostv1.Limits{MemoryBytes: l.MemoryBytes, CpuMillis: l.CPUMillis, Pids: l.PIDs}
+}
+
+// usageProto is nothing where nothing runs.
+func usageProto(u worker.Usage) *hostv1.Usage {
+	if u.At.IsZero() {
+		return nil
+	}
+	return &hostv1.Usage{At: timestamp(u.At), MemoryBytes: u.MemoryBytes, CpuMs: u.CPU.Milliseconds(), Pids: u.PIDs}
 }
 
 // metricsProto is nothing where no heartbeat came.

@@ -47,6 +47,7 @@ func (s *service) Forge(ctx context.Context, r *hostv1.ForgeRequest) (*hostv1.Fo
 		Name: r.GetWorkerName(), Type: r.GetWorkerType(), ClassCode: r.GetClassCode(), Version: r.GetTypeVersion(),
 		Config: r.GetConfig(), Timeout: milliseconds(r.GetTimeoutMs()), PlanHash: r.GetPlanHash(),
 		Like: r.GetLike(), NoStart: r.GetNoStart(), Grants: r.GetGrants(), Mounts: r.GetMounts(),
+		Limits: worker.Limits{MemoryBytes: r.GetLimits().GetMemoryBytes(), CPUMillis: r.GetLimits().GetCpuMillis(), PIDs: r.GetLimits().GetPids()},
 	}
 	if r.GetDryRun() {
 		plan, err := s.Forger.Plan(ctx, request)

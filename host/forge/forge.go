@@ -141,7 +141,7 @@ type Request struct {
 	// changed since is a conflict that names it, and nothing is made.
 	PlanHash string
 	// Like names a worker, by name or serial, whose type, version, class code,
-	// configuration and grants hold where the request leaves them empty.
+	// configuration, grants and limits hold where the request leaves them empty.
 	Like    string
 	NoStart bool // the worker is made, and stopped
 	// Grants are what the worker may do beyond its own folder, of what its type
@@ -149,6 +149,8 @@ type Request struct {
 	// SOURCE:PLACE[:ro], and become grants.
 	Grants []string
 	Mounts []string
+	// Limits are what it may use, where that is not to be what its type says.
+	Limits worker.Limits
 }
 
 // DefaultTimeout bounds a forge whose caller names no time.

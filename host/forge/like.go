@@ -54,6 +54,7 @@ func (f *Forge) liken(ctx context.Context, r Request) (Request, error) {
 	if len(r.Mounts) == 0 {
 		r.Mounts = mounts
 	}
+	r.Limits = r.Limits.Or(model.Limits)
 	return r, nil
 }
 

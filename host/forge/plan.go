@@ -165,8 +165,8 @@ func planManifest(j *job) string { return names(seals(j.worker, nil, nil)) }
 
 func planPromote(j *job) string { return "workers/instances/" + string(j.worker.Serial) + "/" }
 
-func (f *Forge) planCreate(*job) string {
-	return fmt.Sprintf("a worker of the %s launcher", f.Launcher.Name())
+func (f *Forge) planCreate(j *job) string {
+	return fmt.Sprintf("a worker of the %s launcher, %s", f.Launcher.Name(), limitWords(f.Spec(j.worker).Limits))
 }
 
 func planStart(*job) string { return "a running worker" }

@@ -217,10 +217,10 @@ func TestPlanHash(t *testing.T) {
 	if err != nil || second.Hash != first.Hash || second.Worker.Serial == first.Worker.Serial {
 		t.Errorf("%s of %s, then %s of %s (%v)", first.Hash, first.Worker.Serial, second.Hash, second.Worker.Serial, err)
 	}
-	if !regexp.MustCompile(`^p2-[0-9a-f]{64}-[0-9a-f]{96}$`).MatchString(first.Hash) {
+	if !regexp.MustCompile(`^p3-[0-9a-f]{64}-[0-9a-f]{104}$`).MatchString(first.Hash) {
 		t.Errorf("hash %s", first.Hash)
 	}
-	for _, bad := range []string{"x", "p1", first.Hash[:len(first.Hash)-1], first.Hash + "00000000", first.Hash[:len(first.Hash)-8], "p1" + first.Hash[2:], strings.ToUpper(first.Hash), first.Hash + "\n"} {
+	for _, bad := range []string{"x", "p1", "p2", "p3", first.Hash[:len(first.Hash)-1], first.Hash + "00000000", first.Hash[:len(first.Hash)-8], "p2" + first.Hash[2:], strings.ToUpper(first.Hash), first.Hash + "\n"} {
 		if _, err := r.forge.Forge(t.Context(), held(nora, bad)); !errors.Is(err, worker.ErrInvalid) || worker.HintOf(err) == "" {
 			t.Errorf("%q: %v", bad, err)
 		}

@@ -18,7 +18,7 @@ import (
 // which only tell the parts apart. docs/formats/plan.md has the form.
 
 const (
-	planVersion = "p2"
+	planVersion = "p3"
 	markBytes   = 4
 )
 
@@ -55,9 +55,15 @@ func (f *Forge) parts(w worker.Worker) []part {
 		plain("class_code", string(w.ClassCode)),
 		plain("config", string(w.Config)),
 		{"grants", strings.Join(w.Grants, " "), grantWords(w.Grants)},
+		plain("limits", limitWords(f.Spec(w).Limits)),
 		plain("image_digest", w.ImageDigest),
 		{"files", layout.String(), "another list of paths and modes"},
 	}
+}
+
+// limitWords are limits as a plan has them.
+func limitWords(l worker.Limits) string {
+	return fmt.Sprintf("memory_bytes=%d cpu_millis=%d pids=%d", l.MemoryBytes, l.CPUMillis, l.PIDs)
 }
 
 func plain(name, value string) part { return part{name, value, value} }

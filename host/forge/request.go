@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"strconv"
 	"strings"
 
 	"github.com/google/jsonschema-go/jsonschema"
@@ -29,6 +30,9 @@ func (r Request) check() error {
 		return err
 	}
 	if _, err := worker.ParseClassCode(r.ClassCode); err != nil {
+		return err
+	}
+	if err := r.Limits.Check(); err != nil {
 		return err
 	}
 	return CheckWait("timeout", r.Timeout)
@@ -96,7 +100,7 @@ func (f *Forge) newJob(ctx context.Context, r Request) (_ *job, err error) {
 	return &job{what: "forge", release: release, request: r, typ: typ, worker: worker.Worker{
 		Name: r.Name, Type: d.GetName(), TypeVersion: d.GetVersion(), PluginDigest: typ.Image.Digest,
 		ClassCode: worker.ClassCode(r.ClassCode), Model: worker.NewModelNumber(d.GetFamily(), generation(d.GetVersion())),
-		State: worker.StateForging, Launcher: f.Launcher.Name(), Config: config, Grants: r.Grants, RequestSHA256: hash,
+		State: worker.StateForging, Launcher: f.Launcher.Name(), Config: config, Grants: r.Grants, Limits: r.Limits, RequestSHA256: hash,
 	}}, nil
 }
 
@@ -187,6 +191,9 @@ func (r Request) hash() (string, error) {
 	if len(r.Grants) > 0 { // without, a request is what it was before there were any
 		asked = append(asked, r.Grants)
 	}
+	if r.Limits != (worker.Limits{}) {
+		asked = append(asked, r.Limits)
+	}
 	text, err := writeConfig(asked)
 	sum := sha256.Sum256(text)
 	return hex.EncodeToString(sum[:]), err
@@ -255,6 +262,7 @@ func (f *Forge) differences(ctx context.Context, has worker.Worker, asked Reques
 	}
 	compare("class_code", string(has.ClassCode), asked.ClassCode)
 	compare("grants", grantWords(has.Grants), grantWords(asked.Grants))
+	f.compareLimits(has, asked, compare)
 	if has.Type == asked.Type {
 		compare("config", string(has.Config), f.configLike(ctx, has, asked.Config))
 	}
@@ -267,6 +275,16 @@ func grantWords(grants []string) string {
 		return "none"
 	}
 	return strings.Join(grants, ", ")
+}
+
+// compareLimits compares what the worker may use with what it might as asked.
+func (f *Forge) compareLimits(has worker.Worker, asked Request, compare func(field, has, asked string)) {
+	other := has
+	other.Limits = asked.Limits
+	now, then := f.Spec(has).Limits, f.Spec(other).Limits
+	compare("memory_bytes", strconv.FormatInt(now.MemoryBytes, 10), strconv.FormatInt(then.MemoryBytes, 10))
+	compare("cpu_millis", strconv.FormatInt(now.CPUMillis, 10), strconv.FormatInt(then.CPUMillis, 10))
+	compare("pids", strconv.FormatInt(now.PIDs, 10), strconv.FormatInt(then.PIDs, 10))
 }
 
 // configLike is what a config would be for a worker of that type and version; as

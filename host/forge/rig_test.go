@@ -87,7 +87,7 @@ func (r *rig) open(first bool) {
 		Launcher: r.launcher, Sessions: r, Keeper: keeper{r}, Checkpoint: r.checkpoint,
 		Changed: func(worker.Serial) {}, OwnUID: os.Geteuid(), UIDs: UIDRange{70_000, 70_999}, Own: []string{r.dir},
 		Spec: func(w worker.Worker) launch.Spec {
-			return launch.Spec{Serial: w.Serial, Dir: r.stage.Dir(w.Serial), Image: launch.Image{Digest: w.PluginDigest}}
+			return launch.Spec{Serial: w.Serial, Dir: r.stage.Dir(w.Serial), Image: launch.Image{Digest: w.PluginDigest}, Limits: w.Limits}
 		},
 		Logger: hclog.NewNullLogger(),
 	})

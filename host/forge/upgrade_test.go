@@ -83,7 +83,7 @@ func (r *rig) isVersion(was worker.Worker, version string) worker.Worker {
 	}
 	r.noJournal(w.Serial)
 	if w.Serial != was.Serial || w.Model != was.Model || w.LedgerCode != was.LedgerCode || w.Port != was.Port || w.UID != was.UID ||
-		!bytes.Equal(w.PublicKey, was.PublicKey) || w.RequestSHA256 != was.RequestSHA256 || !w.CreatedAt.Equal(was.CreatedAt) {
+		!bytes.Equal(w.PublicKey, was.PublicKey) || w.RequestSHA256 != was.RequestSHA256 || w.Limits != was.Limits || !w.CreatedAt.Equal(was.CreatedAt) {
 		r.t.Errorf("was %+v, is %+v", was, w)
 	}
 	return w

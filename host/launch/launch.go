@@ -47,6 +47,11 @@ const (
 	DiskFiles = 100_000
 )
 
+// LimitsOf are limits with the defaults where they say nothing.
+func LimitsOf(l worker.Limits) worker.Limits {
+	return l.Or(worker.Limits{MemoryBytes: DefaultMemoryBytes, CPUMillis: DefaultCPUMillis, PIDs: DefaultPIDs})
+}
+
 // Image is a worker binary in the host's content-addressed store.
 type Image struct {
 	Digest  string // hex SHA-256 of the binary

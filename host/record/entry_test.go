@@ -20,7 +20,7 @@ func someWorker() worker.Worker {
 		Serial: "DMN-TP-1-deadbeef-00001", Name: "nora", Type: "template", TypeVersion: "1.2.3",
 		PluginDigest: "ab12", ClassCode: "A1", Model: "DMN-TP-1", LedgerCode: "A1-000001", Port: 20001, UID: 70001,
 		Launcher: "process", PublicKey: []byte{1, 2, 3}, ManifestSHA256: "cd34", ImageDigest: "sha256:ef",
-		Config: []byte(`{ "a": 1, "b": "<&>" }`), RequestSHA256: "9876",
+		Config: []byte(`{ "a": 1, "b": "<&>" }`), RequestSHA256: "9876", Limits: worker.Limits{MemoryBytes: 64 << 20, PIDs: 64},
 		CreatedAt: time.Date(2026, 11, 22, 10, 0, 0, 123456789, time.FixedZone("", 3600)),
 	}
 }

@@ -27,7 +27,31 @@ type WorkerFields struct {
 	RequestSHA256  string             `json:"request_sha256,omitempty"`
 	Config         json.RawMessage    `json:"config,omitempty"` // compacted JSON
 	Grants         []string           `json:"grants,omitempty"`
+	Limits         *LimitFields       `json:"limits,omitempty"` // where others than its type's were asked for
 	CreatedAt      time.Time          `json:"created_at,omitzero"`
+}
+
+// LimitFields are what a worker may use, where its forging asked for it.
+type LimitFields struct {
+	MemoryBytes int64 `json:"memory_bytes,omitempty"`
+	CPUMillis   int64 `json:"cpu_millis,omitempty"`
+	PIDs        int64 `json:"pids,omitempty"`
+}
+
+// Asked are the limits as they were asked for; nil fields are none.
+func (f *LimitFields) Asked() worker.Limits {
+	if f == nil {
+		return worker.Limits{}
+	}
+	return worker.Limits(*f)
+}
+
+func limitFields(l worker.Limits) *LimitFields {
+	if l == (worker.Limits{}) {
+		return nil
+	}
+	f := LimitFields(l)
+	return &f
 }
 
 // FieldsOf are all the fields of w, for the entry of its forging. The glyph is
@@ -39,7 +63,7 @@ func FieldsOf(w worker.Worker) *WorkerFields {
 		Port: w.Port, UID: w.UID, Launcher: w.Launcher, PublicKey: w.PublicKey,
 		ManifestSHA256: w.ManifestSHA256, ImageDigest: w.ImageDigest,
 		PluginDigest: w.PluginDigest, RequestSHA256: w.RequestSHA256,
-		Config: json.RawMessage(w.Config), Grants: w.Grants, CreatedAt: w.CreatedAt,
+		Config: json.RawMessage(w.Config), Grants: w.Grants, Limits: limitFields(w.Limits), CreatedAt: w.CreatedAt,
 	}
 }
 

@@ -70,6 +70,9 @@ func (f filling) of(version string) filling {
 		if version < "00002" {
 			f.workers[i].Grants = nil
 		}
+		if version < "00003" {
+			f.workers[i].Limits = worker.Limits{}
+		}
 	}
 	return f
 }

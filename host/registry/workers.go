@@ -34,7 +34,8 @@ func (tx *Tx) InsertWorker(w worker.Worker) error {
 			State: w.State, StateReason: w.StateReason, Launcher: w.Launcher, PublicKey: present(w.PublicKey), Glyph: w.Glyph,
 			ManifestSha256: w.ManifestSHA256, ImageDigest: w.ImageDigest, Config: present(w.Config),
 			RequestSha256: w.RequestSHA256, Restarts: w.Restarts, CreatedAt: millis(w.CreatedAt), RetiredAt: millis(w.RetiredAt),
-			Grants: strings.Join(w.Grants, " "),
+			Grants:      strings.Join(w.Grants, " "),
+			MemoryBytes: w.Limits.MemoryBytes, CpuMillis: w.Limits.CPUMillis, Pids: w.Limits.PIDs,
 		})
 	})
 }
@@ -62,7 +63,8 @@ func (tx *Tx) UpdateWorker(w worker.Worker) error {
 			State: w.State, StateReason: w.StateReason, Launcher: w.Launcher, PublicKey: present(w.PublicKey), Glyph: w.Glyph,
 			ManifestSha256: w.ManifestSHA256, ImageDigest: w.ImageDigest, Config: present(w.Config),
 			RequestSha256: w.RequestSHA256, Restarts: w.Restarts, CreatedAt: millis(w.CreatedAt), RetiredAt: millis(w.RetiredAt),
-			Grants: strings.Join(w.Grants, " "),
+			Grants:      strings.Join(w.Grants, " "),
+			MemoryBytes: w.Limits.MemoryBytes, CpuMillis: w.Limits.CPUMillis, Pids: w.Limits.PIDs,
 		})
 	})
 }
@@ -173,6 +175,7 @@ func workerOf(row sqlcgen.Worker) worker.Worker {
 		ManifestSHA256: row.ManifestSha256, ImageDigest: row.ImageDigest, Config: row.Config,
 		RequestSHA256: row.RequestSha256, Restarts: row.Restarts, CreatedAt: instant(row.CreatedAt), RetiredAt: instant(row.RetiredAt),
 		Grants: grantsOf(row.Grants),
+		Limits: worker.Limits{MemoryBytes: row.MemoryBytes, CPUMillis: row.CpuMillis, PIDs: row.Pids},
 	}
 }
 

@@ -49,15 +49,9 @@ type Worker struct {
 	ImageDigest    string
 	Config         []byte   // config.json as forged
 	Grants         []string // what it may do beyond its own folder, as sdk/capability writes it, sorted
+	Limits         Limits   // as asked for at its forging
 	RequestSHA256  string   // hex; identifies the request that made it
 	Restarts       int
 	CreatedAt      time.Time
 	RetiredAt      time.Time
-}
-
-// Limits bound what one worker may use. Zero means the launcher's default.
-type Limits struct {
-	MemoryBytes int64
-	CPUMillis   int64 // thousandths of one core
-	PIDs        int64
 }

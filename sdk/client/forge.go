@@ -34,6 +34,8 @@ type ForgeRequest struct {
 	// its type asks for: SOURCE:PLACE, or SOURCE:PLACE:ro if it may only read. They
 	// are among its Grants.
 	Mounts []string
+	// Limits are what the worker may use; zero fields are left to its type.
+	Limits Limits
 	// Timeout bounds the whole forge; zero means the host's default.
 	Timeout time.Duration
 }
@@ -78,7 +80,7 @@ func (c *Client) Forge(ctx context.Context, r ForgeRequest) (Forged, error) {
 	resp, err := c.host.Forge(ctx, &hostv1.ForgeRequest{
 		WorkerName: r.Name, WorkerType: r.Type, ClassCode: r.ClassCode, TypeVersion: r.Version,
 		Config: config, DryRun: r.DryRun, TimeoutMs: milliseconds(r.Timeout), PlanHash: r.PlanHash,
-		Like: r.Like, NoStart: r.NoStart, Grants: r.Grants, Mounts: r.Mounts,
+		Like: r.Like, NoStart: r.NoStart, Grants: r.Grants, Mounts: r.Mounts, Limits: r.Limits.proto(),
 	})
 	if err != nil {
 		return Forged{}, fmt.Errorf("forge %s: %w", spoken(r.Name), c.fault(ctx, err))

@@ -35,6 +35,44 @@ type Worker struct {
 	NotGranted     []string  `json:"not_granted,omitempty"` // what its type asks for beyond them; where one worker is told of
 	CreatedAt      Time      `json:"created_at"`
 	RetiredAt      Time      `json:"retired_at,omitzero"`
+	Limits         *Limits   `json:"limits,omitempty"` // what it may use
+	Usage          *Usage    `json:"usage,omitempty"`  // what it uses; absent where it does not run
+}
+
+// Limits bound what one worker may use.
+type Limits struct {
+	MemoryBytes int64 `json:"memory_bytes"`
+	CPUMillis   int64 `json:"cpu_millis"` // thousandths of one core
+	PIDs        int64 `json:"pids"`       // processes and threads
+}
+
+func (l Limits) proto() *hostv1.Limits {
+	if l == (Limits{}) {
+		return nil
+	}
+	return &hostv1.Limits{MemoryBytes: l.MemoryBytes, CpuMillis: l.CPUMillis, Pids: l.PIDs}
+}
+
+func limitsFromProto(l *hostv1.Limits) *Limits {
+	if l == nil {
+		return nil
+	}
+	return &Limits{l.GetMemoryBytes(), l.GetCpuMillis(), l.GetPids()}
+}
+
+// Usage is what all processes of a worker use, as its host's kernel counts it.
+type Usage struct {
+	At          Time  `json:"at"`           // when the host read it: for this answer
+	MemoryBytes int64 `json:"memory_bytes"` // without page cache that can be dropped at once
+	CPUTimeMs   int64 `json:"cpu_ms"`       // CPU time since its container began
+	PIDs        int64 `json:"pids"`         // processes and threads
+}
+
+func usageFromProto(u *hostv1.Usage) *Usage {
+	if u == nil {
+		return nil
+	}
+	return &Usage{timeOf(u.GetAt()), u.GetMemoryBytes(), u.GetCpuMs(), u.GetPids()}
 }
 
 // Heartbeat is what the host heard of a worker.
@@ -85,6 +123,8 @@ func WorkerFromProto(w *hostv1.Worker) Worker {
 		Grants:   w.GetGrants(), NotGranted: w.GetNotGranted(),
 		CreatedAt: timeOf(w.GetCreatedAt()),
 		RetiredAt: timeOf(w.GetRetiredAt()),
+		Limits:    limitsFromProto(w.GetLimits()),
+		Usage:     usageFromProto(w.GetUsage()),
 	}
 }
 

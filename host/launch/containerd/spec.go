@@ -168,9 +168,8 @@ func sysctls(s launch.Spec) map[string]string {
 }
 
 func resources(limits worker.Limits) *specs.LinuxResources {
-	memory := orDefault(limits.MemoryBytes, launch.DefaultMemoryBytes)
-	pids := orDefault(limits.PIDs, launch.DefaultPIDs)
-	quota := orDefault(limits.CPUMillis, launch.DefaultCPUMillis) * cpuPeriod / 1000
+	limits = launch.LimitsOf(limits)
+	memory, pids, quota := limits.MemoryBytes, limits.PIDs, limits.CPUMillis*cpuPeriod/1000
 	period := uint64(cpuPeriod)
 	r := &specs.LinuxResources{
 		Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}, // runc adds null, zero, random and the like
@@ -182,11 +181,4 @@ func resources(limits worker.Limits) *specs.LinuxResources {
 		r.Memory.Swap = &memory // memory and swap together: no swap
 	}
 	return r
-}
-
-func orDefault(limit, standard int64) int64 {
-	if limit == 0 {
-		return standard
-	}
-	return limit
 }

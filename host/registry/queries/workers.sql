@@ -2,18 +2,19 @@
 INSERT INTO workers (
     serial, name, type, type_version, plugin_digest, class_code, model_number, ledger_code, port, uid, own_uid,
     state, state_reason, launcher, public_key, glyph, manifest_sha256, image_digest, config, request_sha256,
-    restarts, created_at, retired_at, grants
+    restarts, created_at, retired_at, grants, memory_bytes, cpu_millis, pids
 ) VALUES (
     ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,
     ?, ?, ?, ?, ?, ?, ?, ?, ?,
-    ?, ?, ?, ?
+    ?, ?, ?, ?, ?, ?, ?
 );
 
 -- name: UpdateWorker :exec
 UPDATE workers SET
     name = ?, type = ?, type_version = ?, plugin_digest = ?, class_code = ?, model_number = ?, ledger_code = ?, port = ?,
     uid = ?, state = ?, state_reason = ?, launcher = ?, public_key = ?, glyph = ?, manifest_sha256 = ?, image_digest = ?,
-    config = ?, request_sha256 = ?, restarts = ?, created_at = ?, retired_at = ?, grants = ?
+    config = ?, request_sha256 = ?, restarts = ?, created_at = ?, retired_at = ?, grants = ?,
+    memory_bytes = ?, cpu_millis = ?, pids = ?
 WHERE serial = ?;
 
 -- name: DeleteWorker :exec

@@ -108,4 +108,7 @@ type Worker struct {
 	CreatedAt      int64
 	RetiredAt      int64
 	Grants         string
+	MemoryBytes    int64
+	CpuMillis      int64
+	Pids           int64
 }

@@ -12,7 +12,7 @@ import (
 )
 
 const allWorkers = `-- name: AllWorkers :many
-SELECT serial, name, type, type_version, plugin_digest, class_code, model_number, ledger_code, port, uid, own_uid, state, state_reason, launcher, public_key, glyph, manifest_sha256, image_digest, config, request_sha256, restarts, created_at, retired_at, grants FROM workers ORDER BY created_at, serial
+SELECT serial, name, type, type_version, plugin_digest, class_code, model_number, ledger_code, port, uid, own_uid, state, state_reason, launcher, public_key, glyph, manifest_sha256, image_digest, config, request_sha256, restarts, created_at, retired_at, grants, memory_bytes, cpu_millis, pids FROM workers ORDER BY created_at, serial
 `
 
 func (q *Queries) AllWorkers(ctx context.Context) ([]Worker, error) {
@@ -49,6 +49,9 @@ func (q *Queries) AllWorkers(ctx context.Context) ([]Worker, error) {
 			&i.CreatedAt,
 			&i.RetiredAt,
 			&i.Grants,
+			&i.MemoryBytes,
+			&i.CpuMillis,
+			&i.Pids,
 		); err != nil {
 			return nil, err
 		}
@@ -93,11 +96,11 @@ const insertWorker = `-- name: InsertWorker :exec
 INSERT INTO workers (
     serial, name, type, type_version, plugin_digest, class_code, model_number, ledger_code, port, uid, own_uid,
     state, state_reason, launcher, public_key, glyph, manifest_sha256, image_digest, config, request_sha256,
-    restarts, created_at, retired_at, grants
+    restarts, created_at, retired_at, grants, memory_bytes, cpu_millis, pids
 ) VALUES (
     ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,
     ?, ?, ?, ?, ?, ?, ?, ?, ?,
-    ?, ?, ?, ?
+    ?, ?, ?, ?, ?, ?, ?
 )
 `
 
@@ -126,6 +129,9 @@ type InsertWorkerParams struct {
 	CreatedAt      int64
 	RetiredAt      int64
 	Grants         string
+	MemoryBytes    int64
+	CpuMillis      int64
+	Pids           int64
 }
 
 func (q *Queries) InsertWorker(ctx context.Context, arg InsertWorkerParams) error {
@@ -154,12 +160,15 @@ func (q *Queries) InsertWorker(ctx context.Context, arg InsertWorkerParams) erro
 		arg.CreatedAt,
 		arg.RetiredAt,
 		arg.Grants,
+		arg.MemoryBytes,
+		arg.CpuMillis,
+		arg.Pids,
 	)
 	return err
 }
 
 const newestRetiredByName = `-- name: NewestRetiredByName :one
-SELECT serial, name, type, type_version, plugin_digest, class_code, model_number, ledger_code, port, uid, own_uid, state, state_reason, launcher, public_key, glyph, manifest_sha256, image_digest, config, request_sha256, restarts, created_at, retired_at, grants FROM workers WHERE name = ? AND state = 'retired' ORDER BY retired_at DESC, rowid DESC LIMIT 1
+SELECT serial, name, type, type_version, plugin_digest, class_code, model_number, ledger_code, port, uid, own_uid, state, state_reason, launcher, public_key, glyph, manifest_sha256, image_digest, config, request_sha256, restarts, created_at, retired_at, grants, memory_bytes, cpu_millis, pids FROM workers WHERE name = ? AND state = 'retired' ORDER BY retired_at DESC, rowid DESC LIMIT 1
 `
 
 func (q *Queries) NewestRetiredByName(ctx context.Context, name string) (Worker, error) {
@@ -190,6 +199,9 @@ func (q *Queries) NewestRetiredByName(ctx context.Context, name string) (Worker,
 		&i.CreatedAt,
 		&i.RetiredAt,
 		&i.Grants,
+		&i.MemoryBytes,
+		&i.CpuMillis,
+		&i.Pids,
 	)
 	return i, err
 }
@@ -198,7 +210,8 @@ const updateWorker = `-- name: UpdateWorker :exec
 UPDATE workers SET
     name = ?, type = ?, type_version = ?, plugin_digest = ?, class_code = ?, model_number = ?, ledger_code = ?, port = ?,
     uid = ?, state = ?, state_reason = ?, launcher = ?, public_key = ?, glyph = ?, manifest_sha256 = ?, image_digest = ?,
-    config = ?, request_sha256 = ?, restarts = ?, created_at = ?, retired_at = ?, grants = ?
+    config = ?, request_sha256 = ?, restarts = ?, created_at = ?, retired_at = ?, grants = ?,
+    memory_bytes = ?, cpu_millis = ?, pids = ?
 WHERE serial = ?
 `
 
@@ -225,6 +238,9 @@ type UpdateWorkerParams struct {
 	CreatedAt      int64
 	RetiredAt      int64
 	Grants         string
+	MemoryBytes    int64
+	CpuMillis      int64
+	Pids           int64
 	Serial         worker.Serial
 }
 
@@ -252,13 +268,16 @@ func (q *Queries) UpdateWorker(ctx context.Context, arg UpdateWorkerParams) erro
 		arg.CreatedAt,
 		arg.RetiredAt,
 		arg.Grants,
+		arg.MemoryBytes,
+		arg.CpuMillis,
+		arg.Pids,
 		arg.Serial,
 	)
 	return err
 }
 
 const workerByName = `-- name: WorkerByName :one
-SELECT serial, name, type, type_version, plugin_digest, class_code, model_number, ledger_code, port, uid, own_uid, state, state_reason, launcher, public_key, glyph, manifest_sha256, image_digest, config, request_sha256, restarts, created_at, retired_at, grants FROM workers WHERE name = ? AND state <> 'retired'
+SELECT serial, name, type, type_version, plugin_digest, class_code, model_number, ledger_code, port, uid, own_uid, state, state_reason, launcher, public_key, glyph, manifest_sha256, image_digest, config, request_sha256, restarts, created_at, retired_at, grants, memory_bytes, cpu_millis, pids FROM workers WHERE name = ? AND state <> 'retired'
 `
 
 func (q *Queries) WorkerByName(ctx context.Context, name string) (Worker, error) {
@@ -289,12 +308,15 @@ func (q *Queries) WorkerByName(ctx context.Context, name string) (Worker, error)
 		&i.CreatedAt,
 		&i.RetiredAt,
 		&i.Grants,
+		&i.MemoryBytes,
+		&i.CpuMillis,
+		&i.Pids,
 	)
 	return i, err
 }
 
 const workerBySerial = `-- name: WorkerBySerial :one
-SELECT serial, name, type, type_version, plugin_digest, class_code, model_number, ledger_code, port, uid, own_uid, state, state_reason, launcher, public_key, glyph, manifest_sha256, image_digest, config, request_sha256, restarts, created_at, retired_at, grants FROM workers WHERE serial = ?
+SELECT serial, name, type, type_version, plugin_digest, class_code, model_number, ledger_code, port, uid, own_uid, state, state_reason, launcher, public_key, glyph, manifest_sha256, image_digest, config, request_sha256, restarts, created_at, retired_at, grants, memory_bytes, cpu_millis, pids FROM workers WHERE serial = ?
 `
 
 func (q *Queries) WorkerBySerial(ctx context.Context, serial worker.Serial) (Worker, error) {
@@ -325,12 +347,15 @@ func (q *Queries) WorkerBySerial(ctx context.Context, serial worker.Serial) (Wor
 		&i.CreatedAt,
 		&i.RetiredAt,
 		&i.Grants,
+		&i.MemoryBytes,
+		&i.CpuMillis,
+		&i.Pids,
 	)
 	return i, err
 }
 
 const workersNotRetired = `-- name: WorkersNotRetired :many
-SELECT serial, name, type, type_version, plugin_digest, class_code, model_number, ledger_code, port, uid, own_uid, state, state_reason, launcher, public_key, glyph, manifest_sha256, image_digest, config, request_sha256, restarts, created_at, retired_at, grants FROM workers WHERE state <> 'retired' ORDER BY created_at, serial
+SELECT serial, name, type, type_version, plugin_digest, class_code, model_number, ledger_code, port, uid, own_uid, state, state_reason, launcher, public_key, glyph, manifest_sha256, image_digest, config, request_sha256, restarts, created_at, retired_at, grants, memory_bytes, cpu_millis, pids FROM workers WHERE state <> 'retired' ORDER BY created_at, serial
 `
 
 func (q *Queries) WorkersNotRetired(ctx context.Context) ([]Worker, error) {
@@ -367,6 +392,9 @@ func (q *Queries) WorkersNotRetired(ctx context.Context) ([]Worker, error) {
 			&i.CreatedAt,
 			&i.RetiredAt,
 			&i.Grants,
+			&i.MemoryBytes,
+			&i.CpuMillis,
+			&i.Pids,
 		); err != nil {
 			return nil, err
 		}

@@ -570,7 +570,10 @@ type ForgeRequest struct {
 	Grants []string `protobuf:"bytes,11,rep,name=grants,proto3" json:"grants,omitempty"`
 	// mounts are folders that the worker is shown, of what its type asks for, each
 	// SOURCE:PLACE or SOURCE:PLACE:ro: they become grants.
-	Mounts        []string `protobuf:"bytes,15,rep,name=mounts,proto3" json:"mounts,omitempty"`
+	Mounts []string `protobuf:"bytes,15,rep,name=mounts,proto3" json:"mounts,omitempty"`
+	// limits are what the worker may use, where that is not to be what its type
+	// says; zero fields are.
+	Limits        *Limits `protobuf:"bytes,12,opt,name=limits,proto3" json:"limits,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -689,6 +692,148 @@ func (x *ForgeRequest) GetMounts() []string {
 	return nil
 }
 
+func (x *ForgeRequest) GetLimits() *Limits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+// Limits bound what one worker may use.
+type Limits struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	MemoryBytes int64                  `protobuf:"varint,1,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	// cpu_millis are thousandths of one core.
+	CpuMillis int64 `protobuf:"varint,2,opt,name=cpu_millis,json=cpuMillis,proto3" json:"cpu_millis,omitempty"`
+	// pids count processes and threads.
+	Pids          int64 `protobuf:"varint,3,opt,name=pids,proto3" json:"pids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Limits) Reset() {
+	*x = Limits{}
+	mi := &file_host_v1_host_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Limits) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Limits) ProtoMessage() {}
+
+func (x *Limits) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Limits.ProtoReflect.Descriptor instead.
+func (*Limits) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Limits) GetMemoryBytes() int64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *Limits) GetCpuMillis() int64 {
+	if x != nil {
+		return x.CpuMillis
+	}
+	return 0
+}
+
+func (x *Limits) GetPids() int64 {
+	if x != nil {
+		return x.Pids
+	}
+	return 0
+}
+
+// Usage is what all processes of a worker use, as its host's kernel counts it.
+type Usage struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// at is when it was read, RFC 3339, UTC.
+	At string `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
+	// memory_bytes leave out page cache that can be dropped at once.
+	MemoryBytes int64 `protobuf:"varint,2,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	// cpu_ms is all CPU time since the worker's container began.
+	CpuMs         int64 `protobuf:"varint,3,opt,name=cpu_ms,json=cpuMs,proto3" json:"cpu_ms,omitempty"`
+	Pids          int64 `protobuf:"varint,4,opt,name=pids,proto3" json:"pids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Usage) Reset() {
+	*x = Usage{}
+	mi := &file_host_v1_host_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Usage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Usage) ProtoMessage() {}
+
+func (x *Usage) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Usage.ProtoReflect.Descriptor instead.
+func (*Usage) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Usage) GetAt() string {
+	if x != nil {
+		return x.At
+	}
+	return ""
+}
+
+func (x *Usage) GetMemoryBytes() int64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *Usage) GetCpuMs() int64 {
+	if x != nil {
+		return x.CpuMs
+	}
+	return 0
+}
+
+func (x *Usage) GetPids() int64 {
+	if x != nil {
+		return x.Pids
+	}
+	return 0
+}
+
 type ForgeResponse struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Worker *Worker                `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
@@ -708,7 +853,7 @@ type ForgeResponse struct {
 
 func (x *ForgeResponse) Reset() {
 	*x = ForgeResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[9]
+	mi := &file_host_v1_host_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -720,7 +865,7 @@ func (x *ForgeResponse) String() string {
 func (*ForgeResponse) ProtoMessage() {}
 
 func (x *ForgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[9]
+	mi := &file_host_v1_host_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -733,7 +878,7 @@ func (x *ForgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgeResponse.ProtoReflect.Descriptor instead.
 func (*ForgeResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{9}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ForgeResponse) GetWorker() *Worker {
@@ -794,7 +939,7 @@ type PlanFile struct {
 
 func (x *PlanFile) Reset() {
 	*x = PlanFile{}
-	mi := &file_host_v1_host_proto_msgTypes[10]
+	mi := &file_host_v1_host_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -806,7 +951,7 @@ func (x *PlanFile) String() string {
 func (*PlanFile) ProtoMessage() {}
 
 func (x *PlanFile) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[10]
+	mi := &file_host_v1_host_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -819,7 +964,7 @@ func (x *PlanFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanFile.ProtoReflect.Descriptor instead.
 func (*PlanFile) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{10}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PlanFile) GetPath() string {
@@ -861,7 +1006,7 @@ type PlanStep struct {
 
 func (x *PlanStep) Reset() {
 	*x = PlanStep{}
-	mi := &file_host_v1_host_proto_msgTypes[11]
+	mi := &file_host_v1_host_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -873,7 +1018,7 @@ func (x *PlanStep) String() string {
 func (*PlanStep) ProtoMessage() {}
 
 func (x *PlanStep) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[11]
+	mi := &file_host_v1_host_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -886,7 +1031,7 @@ func (x *PlanStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanStep.ProtoReflect.Descriptor instead.
 func (*PlanStep) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{11}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PlanStep) GetStep() string {
@@ -936,14 +1081,18 @@ type Worker struct {
 	Grants []string `protobuf:"bytes,23,rep,name=grants,proto3" json:"grants,omitempty"`
 	// not_granted is what its type asks for beyond them; where one worker is told
 	// of.
-	NotGranted    []string `protobuf:"bytes,24,rep,name=not_granted,json=notGranted,proto3" json:"not_granted,omitempty"`
+	NotGranted []string `protobuf:"bytes,24,rep,name=not_granted,json=notGranted,proto3" json:"not_granted,omitempty"`
+	// limits are what it may use, whoever said so.
+	Limits *Limits `protobuf:"bytes,25,opt,name=limits,proto3" json:"limits,omitempty"`
+	// usage is what it uses, read for this answer; absent where it does not run.
+	Usage         *Usage `protobuf:"bytes,26,opt,name=usage,proto3" json:"usage,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Worker) Reset() {
 	*x = Worker{}
-	mi := &file_host_v1_host_proto_msgTypes[12]
+	mi := &file_host_v1_host_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -955,7 +1104,7 @@ func (x *Worker) String() string {
 func (*Worker) ProtoMessage() {}
 
 func (x *Worker) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[12]
+	mi := &file_host_v1_host_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -968,7 +1117,7 @@ func (x *Worker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Worker.ProtoReflect.Descriptor instead.
 func (*Worker) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{12}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Worker) GetWorkerName() string {
@@ -1139,6 +1288,20 @@ func (x *Worker) GetNotGranted() []string {
 	return nil
 }
 
+func (x *Worker) GetLimits() *Limits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+func (x *Worker) GetUsage() *Usage {
+	if x != nil {
+		return x.Usage
+	}
+	return nil
+}
+
 type Heartbeat struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// last is RFC 3339, UTC; empty before the first.
@@ -1151,7 +1314,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_host_v1_host_proto_msgTypes[13]
+	mi := &file_host_v1_host_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1163,7 +1326,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[13]
+	mi := &file_host_v1_host_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1176,7 +1339,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{13}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Heartbeat) GetLast() string {
@@ -1211,7 +1374,7 @@ type ListWorkersRequest struct {
 
 func (x *ListWorkersRequest) Reset() {
 	*x = ListWorkersRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[14]
+	mi := &file_host_v1_host_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1223,7 +1386,7 @@ func (x *ListWorkersRequest) String() string {
 func (*ListWorkersRequest) ProtoMessage() {}
 
 func (x *ListWorkersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[14]
+	mi := &file_host_v1_host_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1236,7 +1399,7 @@ func (x *ListWorkersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkersRequest.ProtoReflect.Descriptor instead.
 func (*ListWorkersRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{14}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListWorkersRequest) GetWorkerType() string {
@@ -1269,7 +1432,7 @@ type ListWorkersResponse struct {
 
 func (x *ListWorkersResponse) Reset() {
 	*x = ListWorkersResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[15]
+	mi := &file_host_v1_host_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1281,7 +1444,7 @@ func (x *ListWorkersResponse) String() string {
 func (*ListWorkersResponse) ProtoMessage() {}
 
 func (x *ListWorkersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[15]
+	mi := &file_host_v1_host_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1294,7 +1457,7 @@ func (x *ListWorkersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkersResponse.ProtoReflect.Descriptor instead.
 func (*ListWorkersResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{15}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListWorkersResponse) GetWorkers() []*Worker {
@@ -1314,7 +1477,7 @@ type GetWorkerRequest struct {
 
 func (x *GetWorkerRequest) Reset() {
 	*x = GetWorkerRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[16]
+	mi := &file_host_v1_host_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1326,7 +1489,7 @@ func (x *GetWorkerRequest) String() string {
 func (*GetWorkerRequest) ProtoMessage() {}
 
 func (x *GetWorkerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[16]
+	mi := &file_host_v1_host_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1339,7 +1502,7 @@ func (x *GetWorkerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetWorkerRequest.ProtoReflect.Descriptor instead.
 func (*GetWorkerRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{16}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *GetWorkerRequest) GetWorker() string {
@@ -1368,7 +1531,7 @@ type GetWorkerResponse struct {
 
 func (x *GetWorkerResponse) Reset() {
 	*x = GetWorkerResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[17]
+	mi := &file_host_v1_host_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1380,7 +1543,7 @@ func (x *GetWorkerResponse) String() string {
 func (*GetWorkerResponse) ProtoMessage() {}
 
 func (x *GetWorkerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[17]
+	mi := &file_host_v1_host_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1393,7 +1556,7 @@ func (x *GetWorkerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetWorkerResponse.ProtoReflect.Descriptor instead.
 func (*GetWorkerResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{17}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *GetWorkerResponse) GetWorker() *Worker {
@@ -1455,7 +1618,7 @@ type Traffic struct {
 
 func (x *Traffic) Reset() {
 	*x = Traffic{}
-	mi := &file_host_v1_host_proto_msgTypes[18]
+	mi := &file_host_v1_host_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1467,7 +1630,7 @@ func (x *Traffic) String() string {
 func (*Traffic) ProtoMessage() {}
 
 func (x *Traffic) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[18]
+	mi := &file_host_v1_host_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1480,7 +1643,7 @@ func (x *Traffic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
 func (*Traffic) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{18}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Traffic) GetOpen() uint32 {
@@ -1534,7 +1697,7 @@ type Metrics struct {
 
 func (x *Metrics) Reset() {
 	*x = Metrics{}
-	mi := &file_host_v1_host_proto_msgTypes[19]
+	mi := &file_host_v1_host_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1546,7 +1709,7 @@ func (x *Metrics) String() string {
 func (*Metrics) ProtoMessage() {}
 
 func (x *Metrics) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[19]
+	mi := &file_host_v1_host_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1559,7 +1722,7 @@ func (x *Metrics) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Metrics.ProtoReflect.Descriptor instead.
 func (*Metrics) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{19}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Metrics) GetStartedAt() string {
@@ -1607,7 +1770,7 @@ type RetireRequest struct {
 
 func (x *RetireRequest) Reset() {
 	*x = RetireRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[20]
+	mi := &file_host_v1_host_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1619,7 +1782,7 @@ func (x *RetireRequest) String() string {
 func (*RetireRequest) ProtoMessage() {}
 
 func (x *RetireRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[20]
+	mi := &file_host_v1_host_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1632,7 +1795,7 @@ func (x *RetireRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireRequest.ProtoReflect.Descriptor instead.
 func (*RetireRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{20}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RetireRequest) GetWorker() string {
@@ -1658,7 +1821,7 @@ type RetireResponse struct {
 
 func (x *RetireResponse) Reset() {
 	*x = RetireResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[21]
+	mi := &file_host_v1_host_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1670,7 +1833,7 @@ func (x *RetireResponse) String() string {
 func (*RetireResponse) ProtoMessage() {}
 
 func (x *RetireResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[21]
+	mi := &file_host_v1_host_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1683,7 +1846,7 @@ func (x *RetireResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireResponse.ProtoReflect.Descriptor instead.
 func (*RetireResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{21}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RetireResponse) GetWorker() *Worker {
@@ -1704,7 +1867,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[22]
+	mi := &file_host_v1_host_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1716,7 +1879,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[22]
+	mi := &file_host_v1_host_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1729,7 +1892,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{22}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *StopRequest) GetWorker() string {
@@ -1755,7 +1918,7 @@ type StopResponse struct {
 
 func (x *StopResponse) Reset() {
 	*x = StopResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[23]
+	mi := &file_host_v1_host_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1767,7 +1930,7 @@ func (x *StopResponse) String() string {
 func (*StopResponse) ProtoMessage() {}
 
 func (x *StopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[23]
+	mi := &file_host_v1_host_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1780,7 +1943,7 @@ func (x *StopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopResponse.ProtoReflect.Descriptor instead.
 func (*StopResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{23}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *StopResponse) GetWorker() *Worker {
@@ -1802,7 +1965,7 @@ type StartRequest struct {
 
 func (x *StartRequest) Reset() {
 	*x = StartRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[24]
+	mi := &file_host_v1_host_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1814,7 +1977,7 @@ func (x *StartRequest) String() string {
 func (*StartRequest) ProtoMessage() {}
 
 func (x *StartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[24]
+	mi := &file_host_v1_host_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1827,7 +1990,7 @@ func (x *StartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRequest.ProtoReflect.Descriptor instead.
 func (*StartRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{24}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *StartRequest) GetWorker() string {
@@ -1853,7 +2016,7 @@ type StartResponse struct {
 
 func (x *StartResponse) Reset() {
 	*x = StartResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[25]
+	mi := &file_host_v1_host_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1865,7 +2028,7 @@ func (x *StartResponse) String() string {
 func (*StartResponse) ProtoMessage() {}
 
 func (x *StartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[25]
+	mi := &file_host_v1_host_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1878,7 +2041,7 @@ func (x *StartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartResponse.ProtoReflect.Descriptor instead.
 func (*StartResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{25}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *StartResponse) GetWorker() *Worker {
@@ -1899,7 +2062,7 @@ type RestartRequest struct {
 
 func (x *RestartRequest) Reset() {
 	*x = RestartRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[26]
+	mi := &file_host_v1_host_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1911,7 +2074,7 @@ func (x *RestartRequest) String() string {
 func (*RestartRequest) ProtoMessage() {}
 
 func (x *RestartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[26]
+	mi := &file_host_v1_host_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1924,7 +2087,7 @@ func (x *RestartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartRequest.ProtoReflect.Descriptor instead.
 func (*RestartRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{26}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RestartRequest) GetWorker() string {
@@ -1957,7 +2120,7 @@ type RestartResponse struct {
 
 func (x *RestartResponse) Reset() {
 	*x = RestartResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[27]
+	mi := &file_host_v1_host_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1969,7 +2132,7 @@ func (x *RestartResponse) String() string {
 func (*RestartResponse) ProtoMessage() {}
 
 func (x *RestartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[27]
+	mi := &file_host_v1_host_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1982,7 +2145,7 @@ func (x *RestartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartResponse.ProtoReflect.Descriptor instead.
 func (*RestartResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{27}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RestartResponse) GetWorker() *Worker {
@@ -2009,7 +2172,7 @@ type UpgradeRequest struct {
 
 func (x *UpgradeRequest) Reset() {
 	*x = UpgradeRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[28]
+	mi := &file_host_v1_host_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2021,7 +2184,7 @@ func (x *UpgradeRequest) String() string {
 func (*UpgradeRequest) ProtoMessage() {}
 
 func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[28]
+	mi := &file_host_v1_host_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2034,7 +2197,7 @@ func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeRequest.ProtoReflect.Descriptor instead.
 func (*UpgradeRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{28}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *UpgradeRequest) GetWorker() string {
@@ -2090,7 +2253,7 @@ type UpgradeResponse struct {
 
 func (x *UpgradeResponse) Reset() {
 	*x = UpgradeResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[29]
+	mi := &file_host_v1_host_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2102,7 +2265,7 @@ func (x *UpgradeResponse) String() string {
 func (*UpgradeResponse) ProtoMessage() {}
 
 func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[29]
+	mi := &file_host_v1_host_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2115,7 +2278,7 @@ func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeResponse.ProtoReflect.Descriptor instead.
 func (*UpgradeResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{29}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *UpgradeResponse) GetWorker() *Worker {
@@ -2143,7 +2306,7 @@ type SendRequest struct {
 
 func (x *SendRequest) Reset() {
 	*x = SendRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[30]
+	mi := &file_host_v1_host_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2155,7 +2318,7 @@ func (x *SendRequest) String() string {
 func (*SendRequest) ProtoMessage() {}
 
 func (x *SendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[30]
+	mi := &file_host_v1_host_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2168,7 +2331,7 @@ func (x *SendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendRequest.ProtoReflect.Descriptor instead.
 func (*SendRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{30}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SendRequest) GetEnvelope() *v1.Envelope {
@@ -2202,7 +2365,7 @@ type SendResponse struct {
 
 func (x *SendResponse) Reset() {
 	*x = SendResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[31]
+	mi := &file_host_v1_host_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2214,7 +2377,7 @@ func (x *SendResponse) String() string {
 func (*SendResponse) ProtoMessage() {}
 
 func (x *SendResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[31]
+	mi := &file_host_v1_host_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2227,7 +2390,7 @@ func (x *SendResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendResponse.ProtoReflect.Descriptor instead.
 func (*SendResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{31}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *SendResponse) GetResult() *v1.Envelope {
@@ -2286,7 +2449,7 @@ type StreamLogsRequest struct {
 
 func (x *StreamLogsRequest) Reset() {
 	*x = StreamLogsRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[32]
+	mi := &file_host_v1_host_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2298,7 +2461,7 @@ func (x *StreamLogsRequest) String() string {
 func (*StreamLogsRequest) ProtoMessage() {}
 
 func (x *StreamLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[32]
+	mi := &file_host_v1_host_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2311,7 +2474,7 @@ func (x *StreamLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamLogsRequest.ProtoReflect.Descriptor instead.
 func (*StreamLogsRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{32}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *StreamLogsRequest) GetWorker() string {
@@ -2351,7 +2514,7 @@ type StreamLogsResponse struct {
 
 func (x *StreamLogsResponse) Reset() {
 	*x = StreamLogsResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[33]
+	mi := &file_host_v1_host_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2363,7 +2526,7 @@ func (x *StreamLogsResponse) String() string {
 func (*StreamLogsResponse) ProtoMessage() {}
 
 func (x *StreamLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[33]
+	mi := &file_host_v1_host_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2376,7 +2539,7 @@ func (x *StreamLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamLogsResponse.ProtoReflect.Descriptor instead.
 func (*StreamLogsResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{33}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *StreamLogsResponse) GetLines() []string {
@@ -2397,7 +2560,7 @@ type AddClientRequest struct {
 
 func (x *AddClientRequest) Reset() {
 	*x = AddClientRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[34]
+	mi := &file_host_v1_host_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2409,7 +2572,7 @@ func (x *AddClientRequest) String() string {
 func (*AddClientRequest) ProtoMessage() {}
 
 func (x *AddClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[34]
+	mi := &file_host_v1_host_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2422,7 +2585,7 @@ func (x *AddClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddClientRequest.ProtoReflect.Descriptor instead.
 func (*AddClientRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{34}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *AddClientRequest) GetName() string {
@@ -2448,7 +2611,7 @@ type AddClientResponse struct {
 
 func (x *AddClientResponse) Reset() {
 	*x = AddClientResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[35]
+	mi := &file_host_v1_host_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2460,7 +2623,7 @@ func (x *AddClientResponse) String() string {
 func (*AddClientResponse) ProtoMessage() {}
 
 func (x *AddClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[35]
+	mi := &file_host_v1_host_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2473,7 +2636,7 @@ func (x *AddClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddClientResponse.ProtoReflect.Descriptor instead.
 func (*AddClientResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{35}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *AddClientResponse) GetClient() *Client {
@@ -2491,7 +2654,7 @@ type ListClientsRequest struct {
 
 func (x *ListClientsRequest) Reset() {
 	*x = ListClientsRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[36]
+	mi := &file_host_v1_host_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2503,7 +2666,7 @@ func (x *ListClientsRequest) String() string {
 func (*ListClientsRequest) ProtoMessage() {}
 
 func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[36]
+	mi := &file_host_v1_host_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2516,7 +2679,7 @@ func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsRequest.ProtoReflect.Descriptor instead.
 func (*ListClientsRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{36}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{38}
 }
 
 type ListClientsResponse struct {
@@ -2528,7 +2691,7 @@ type ListClientsResponse struct {
 
 func (x *ListClientsResponse) Reset() {
 	*x = ListClientsResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[37]
+	mi := &file_host_v1_host_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2540,7 +2703,7 @@ func (x *ListClientsResponse) String() string {
 func (*ListClientsResponse) ProtoMessage() {}
 
 func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[37]
+	mi := &file_host_v1_host_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2553,7 +2716,7 @@ func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsResponse.ProtoReflect.Descriptor instead.
 func (*ListClientsResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{37}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListClientsResponse) GetClients() []*Client {
@@ -2572,7 +2735,7 @@ type RevokeClientRequest struct {
 
 func (x *RevokeClientRequest) Reset() {
 	*x = RevokeClientRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[38]
+	mi := &file_host_v1_host_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2584,7 +2747,7 @@ func (x *RevokeClientRequest) String() string {
 func (*RevokeClientRequest) ProtoMessage() {}
 
 func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[38]
+	mi := &file_host_v1_host_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2597,7 +2760,7 @@ func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientRequest.ProtoReflect.Descriptor instead.
 func (*RevokeClientRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{38}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RevokeClientRequest) GetName() string {
@@ -2616,7 +2779,7 @@ type RevokeClientResponse struct {
 
 func (x *RevokeClientResponse) Reset() {
 	*x = RevokeClientResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[39]
+	mi := &file_host_v1_host_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2628,7 +2791,7 @@ func (x *RevokeClientResponse) String() string {
 func (*RevokeClientResponse) ProtoMessage() {}
 
 func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[39]
+	mi := &file_host_v1_host_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2641,7 +2804,7 @@ func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientResponse.ProtoReflect.Descriptor instead.
 func (*RevokeClientResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{39}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *RevokeClientResponse) GetClient() *Client {
@@ -2665,7 +2828,7 @@ type Client struct {
 
 func (x *Client) Reset() {
 	*x = Client{}
-	mi := &file_host_v1_host_proto_msgTypes[40]
+	mi := &file_host_v1_host_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2677,7 +2840,7 @@ func (x *Client) String() string {
 func (*Client) ProtoMessage() {}
 
 func (x *Client) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[40]
+	mi := &file_host_v1_host_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2690,7 +2853,7 @@ func (x *Client) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Client.ProtoReflect.Descriptor instead.
 func (*Client) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{40}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Client) GetName() string {
@@ -2731,7 +2894,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[41]
+	mi := &file_host_v1_host_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2743,7 +2906,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[41]
+	mi := &file_host_v1_host_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2756,7 +2919,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{41}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *BackupRequest) GetPassphrase() string {
@@ -2775,7 +2938,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[42]
+	mi := &file_host_v1_host_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2787,7 +2950,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[42]
+	mi := &file_host_v1_host_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2800,7 +2963,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{42}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *BackupResponse) GetData() []byte {
@@ -2819,7 +2982,7 @@ type CollectGarbageRequest struct {
 
 func (x *CollectGarbageRequest) Reset() {
 	*x = CollectGarbageRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[43]
+	mi := &file_host_v1_host_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2831,7 +2994,7 @@ func (x *CollectGarbageRequest) String() string {
 func (*CollectGarbageRequest) ProtoMessage() {}
 
 func (x *CollectGarbageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[43]
+	mi := &file_host_v1_host_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2844,7 +3007,7 @@ func (x *CollectGarbageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CollectGarbageRequest.ProtoReflect.Descriptor instead.
 func (*CollectGarbageRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{43}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *CollectGarbageRequest) GetDryRun() bool {
@@ -2863,7 +3026,7 @@ type CollectGarbageResponse struct {
 
 func (x *CollectGarbageResponse) Reset() {
 	*x = CollectGarbageResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[44]
+	mi := &file_host_v1_host_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2875,7 +3038,7 @@ func (x *CollectGarbageResponse) String() string {
 func (*CollectGarbageResponse) ProtoMessage() {}
 
 func (x *CollectGarbageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[44]
+	mi := &file_host_v1_host_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2888,7 +3051,7 @@ func (x *CollectGarbageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CollectGarbageResponse.ProtoReflect.Descriptor instead.
 func (*CollectGarbageResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{44}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *CollectGarbageResponse) GetGarbage() []*Garbage {
@@ -2912,7 +3075,7 @@ type Garbage struct {
 
 func (x *Garbage) Reset() {
 	*x = Garbage{}
-	mi := &file_host_v1_host_proto_msgTypes[45]
+	mi := &file_host_v1_host_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2924,7 +3087,7 @@ func (x *Garbage) String() string {
 func (*Garbage) ProtoMessage() {}
 
 func (x *Garbage) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[45]
+	mi := &file_host_v1_host_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2937,7 +3100,7 @@ func (x *Garbage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Garbage.ProtoReflect.Descriptor instead.
 func (*Garbage) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{45}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Garbage) GetKind() string {
@@ -2978,7 +3141,7 @@ type DownRequest struct {
 
 func (x *DownRequest) Reset() {
 	*x = DownRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[46]
+	mi := &file_host_v1_host_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2990,7 +3153,7 @@ func (x *DownRequest) String() string {
 func (*DownRequest) ProtoMessage() {}
 
 func (x *DownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[46]
+	mi := &file_host_v1_host_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3003,7 +3166,7 @@ func (x *DownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownRequest.ProtoReflect.Descriptor instead.
 func (*DownRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{46}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *DownRequest) GetTimeoutMs() uint32 {
@@ -3022,7 +3185,7 @@ type DownResponse struct {
 
 func (x *DownResponse) Reset() {
 	*x = DownResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[47]
+	mi := &file_host_v1_host_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3034,7 +3197,7 @@ func (x *DownResponse) String() string {
 func (*DownResponse) ProtoMessage() {}
 
 func (x *DownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[47]
+	mi := &file_host_v1_host_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3047,7 +3210,7 @@ func (x *DownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownResponse.ProtoReflect.Descriptor instead.
 func (*DownResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{47}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *DownResponse) GetWorkersStopped() int32 {
@@ -3101,7 +3264,7 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"\x04type\x18\x04 \x01(\tR\x04type\x12\x18\n" +
 	"\aversion\x18\x05 \x01(\tR\aversion\x12\x16\n" +
 	"\x06reason\x18\x06 \x01(\tR\x06reason\x12\x10\n" +
-	"\x03fix\x18\a \x01(\tR\x03fix\"\xde\x02\n" +
+	"\x03fix\x18\a \x01(\tR\x03fix\"\x8c\x03\n" +
 	"\fForgeRequest\x12\x1f\n" +
 	"\vworker_name\x18\x01 \x01(\tR\n" +
 	"workerName\x12\x1f\n" +
@@ -3119,7 +3282,18 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"\bno_start\x18\n" +
 	" \x01(\bR\anoStart\x12\x16\n" +
 	"\x06grants\x18\v \x03(\tR\x06grants\x12\x16\n" +
-	"\x06mounts\x18\x0f \x03(\tR\x06mounts\"\xea\x01\n" +
+	"\x06mounts\x18\x0f \x03(\tR\x06mounts\x12,\n" +
+	"\x06limits\x18\f \x01(\v2\x14.dals.host.v1.LimitsR\x06limits\"^\n" +
+	"\x06Limits\x12!\n" +
+	"\fmemory_bytes\x18\x01 \x01(\x03R\vmemoryBytes\x12\x1d\n" +
+	"\n" +
+	"cpu_millis\x18\x02 \x01(\x03R\tcpuMillis\x12\x12\n" +
+	"\x04pids\x18\x03 \x01(\x03R\x04pids\"e\n" +
+	"\x05Usage\x12\x0e\n" +
+	"\x02at\x18\x01 \x01(\tR\x02at\x12!\n" +
+	"\fmemory_bytes\x18\x02 \x01(\x03R\vmemoryBytes\x12\x15\n" +
+	"\x06cpu_ms\x18\x03 \x01(\x03R\x05cpuMs\x12\x12\n" +
+	"\x04pids\x18\x04 \x01(\x03R\x04pids\"\xea\x01\n" +
 	"\rForgeResponse\x12,\n" +
 	"\x06worker\x18\x01 \x01(\v2\x14.dals.host.v1.WorkerR\x06worker\x12\x18\n" +
 	"\aexisted\x18\x02 \x01(\bR\aexisted\x12*\n" +
@@ -3134,7 +3308,7 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"\x06sha256\x18\x04 \x01(\tR\x06sha256\"4\n" +
 	"\bPlanStep\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\tR\x04step\x12\x14\n" +
-	"\x05makes\x18\x02 \x01(\tR\x05makes\"\x92\x06\n" +
+	"\x05makes\x18\x02 \x01(\tR\x05makes\"\xeb\x06\n" +
 	"\x06Worker\x12\x1f\n" +
 	"\vworker_name\x18\x01 \x01(\tR\n" +
 	"workerName\x12\x1f\n" +
@@ -3170,7 +3344,9 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"port_fault\x18\x16 \x01(\tR\tportFault\x12\x16\n" +
 	"\x06grants\x18\x17 \x03(\tR\x06grants\x12\x1f\n" +
 	"\vnot_granted\x18\x18 \x03(\tR\n" +
-	"notGranted\"V\n" +
+	"notGranted\x12,\n" +
+	"\x06limits\x18\x19 \x01(\v2\x14.dals.host.v1.LimitsR\x06limits\x12)\n" +
+	"\x05usage\x18\x1a \x01(\v2\x13.dals.host.v1.UsageR\x05usage\"V\n" +
 	"\tHeartbeat\x12\x12\n" +
 	"\x04last\x18\x01 \x01(\tR\x04last\x12\x1d\n" +
 	"\n" +
@@ -3335,7 +3511,7 @@ func file_host_v1_host_proto_rawDescGZIP() []byte {
 	return file_host_v1_host_proto_rawDescData
 }
 
-var file_host_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
+var file_host_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
 var file_host_v1_host_proto_goTypes = []any{
 	(*GetStatusRequest)(nil),       // 0: dals.host.v1.GetStatusRequest
 	(*GetStatusResponse)(nil),      // 1: dals.host.v1.GetStatusResponse
@@ -3346,115 +3522,120 @@ var file_host_v1_host_proto_goTypes = []any{
 	(*ListPluginsResponse)(nil),    // 6: dals.host.v1.ListPluginsResponse
 	(*Plugin)(nil),                 // 7: dals.host.v1.Plugin
 	(*ForgeRequest)(nil),           // 8: dals.host.v1.ForgeRequest
-	(*ForgeResponse)(nil),          // 9: dals.host.v1.ForgeResponse
-	(*PlanFile)(nil),               // 10: dals.host.v1.PlanFile
-	(*PlanStep)(nil),               // 11: dals.host.v1.PlanStep
-	(*Worker)(nil),                 // 12: dals.host.v1.Worker
-	(*Heartbeat)(nil),              // 13: dals.host.v1.Heartbeat
-	(*ListWorkersRequest)(nil),     // 14: dals.host.v1.ListWorkersRequest
-	(*ListWorkersResponse)(nil),    // 15: dals.host.v1.ListWorkersResponse
-	(*GetWorkerRequest)(nil),       // 16: dals.host.v1.GetWorkerRequest
-	(*GetWorkerResponse)(nil),      // 17: dals.host.v1.GetWorkerResponse
-	(*Traffic)(nil),                // 18: dals.host.v1.Traffic
-	(*Metrics)(nil),                // 19: dals.host.v1.Metrics
-	(*RetireRequest)(nil),          // 20: dals.host.v1.RetireRequest
-	(*RetireResponse)(nil),         // 21: dals.host.v1.RetireResponse
-	(*StopRequest)(nil),            // 22: dals.host.v1.StopRequest
-	(*StopResponse)(nil),           // 23: dals.host.v1.StopResponse
-	(*StartRequest)(nil),           // 24: dals.host.v1.StartRequest
-	(*StartResponse)(nil),          // 25: dals.host.v1.StartResponse
-	(*RestartRequest)(nil),         // 26: dals.host.v1.RestartRequest
-	(*RestartResponse)(nil),        // 27: dals.host.v1.RestartResponse
-	(*UpgradeRequest)(nil),         // 28: dals.host.v1.UpgradeRequest
-	(*UpgradeResponse)(nil),        // 29: dals.host.v1.UpgradeResponse
-	(*SendRequest)(nil),            // 30: dals.host.v1.SendRequest
-	(*SendResponse)(nil),           // 31: dals.host.v1.SendResponse
-	(*StreamLogsRequest)(nil),      // 32: dals.host.v1.StreamLogsRequest
-	(*StreamLogsResponse)(nil),     // 33: dals.host.v1.StreamLogsResponse
-	(*AddClientRequest)(nil),       // 34: dals.host.v1.AddClientRequest
-	(*AddClientResponse)(nil),      // 35: dals.host.v1.AddClientResponse
-	(*ListClientsRequest)(nil),     // 36: dals.host.v1.ListClientsRequest
-	(*ListClientsResponse)(nil),    // 37: dals.host.v1.ListClientsResponse
-	(*RevokeClientRequest)(nil),    // 38: dals.host.v1.RevokeClientRequest
-	(*RevokeClientResponse)(nil),   // 39: dals.host.v1.RevokeClientResponse
-	(*Client)(nil),                 // 40: dals.host.v1.Client
-	(*BackupRequest)(nil),          // 41: dals.host.v1.BackupRequest
-	(*BackupResponse)(nil),         // 42: dals.host.v1.BackupResponse
-	(*CollectGarbageRequest)(nil),  // 43: dals.host.v1.CollectGarbageRequest
-	(*CollectGarbageResponse)(nil), // 44: dals.host.v1.CollectGarbageResponse
-	(*Garbage)(nil),                // 45: dals.host.v1.Garbage
-	(*DownRequest)(nil),            // 46: dals.host.v1.DownRequest
-	(*DownResponse)(nil),           // 47: dals.host.v1.DownResponse
-	(*v1.TaskKind)(nil),            // 48: dals.worker.v1.TaskKind
-	(*v1.Envelope)(nil),            // 49: dals.worker.v1.Envelope
+	(*Limits)(nil),                 // 9: dals.host.v1.Limits
+	(*Usage)(nil),                  // 10: dals.host.v1.Usage
+	(*ForgeResponse)(nil),          // 11: dals.host.v1.ForgeResponse
+	(*PlanFile)(nil),               // 12: dals.host.v1.PlanFile
+	(*PlanStep)(nil),               // 13: dals.host.v1.PlanStep
+	(*Worker)(nil),                 // 14: dals.host.v1.Worker
+	(*Heartbeat)(nil),              // 15: dals.host.v1.Heartbeat
+	(*ListWorkersRequest)(nil),     // 16: dals.host.v1.ListWorkersRequest
+	(*ListWorkersResponse)(nil),    // 17: dals.host.v1.ListWorkersResponse
+	(*GetWorkerRequest)(nil),       // 18: dals.host.v1.GetWorkerRequest
+	(*GetWorkerResponse)(nil),      // 19: dals.host.v1.GetWorkerResponse
+	(*Traffic)(nil),                // 20: dals.host.v1.Traffic
+	(*Metrics)(nil),                // 21: dals.host.v1.Metrics
+	(*RetireRequest)(nil),          // 22: dals.host.v1.RetireRequest
+	(*RetireResponse)(nil),         // 23: dals.host.v1.RetireResponse
+	(*StopRequest)(nil),            // 24: dals.host.v1.StopRequest
+	(*StopResponse)(nil),           // 25: dals.host.v1.StopResponse
+	(*StartRequest)(nil),           // 26: dals.host.v1.StartRequest
+	(*StartResponse)(nil),          // 27: dals.host.v1.StartResponse
+	(*RestartRequest)(nil),         // 28: dals.host.v1.RestartRequest
+	(*RestartResponse)(nil),        // 29: dals.host.v1.RestartResponse
+	(*UpgradeRequest)(nil),         // 30: dals.host.v1.UpgradeRequest
+	(*UpgradeResponse)(nil),        // 31: dals.host.v1.UpgradeResponse
+	(*SendRequest)(nil),            // 32: dals.host.v1.SendRequest
+	(*SendResponse)(nil),           // 33: dals.host.v1.SendResponse
+	(*StreamLogsRequest)(nil),      // 34: dals.host.v1.StreamLogsRequest
+	(*StreamLogsResponse)(nil),     // 35: dals.host.v1.StreamLogsResponse
+	(*AddClientRequest)(nil),       // 36: dals.host.v1.AddClientRequest
+	(*AddClientResponse)(nil),      // 37: dals.host.v1.AddClientResponse
+	(*ListClientsRequest)(nil),     // 38: dals.host.v1.ListClientsRequest
+	(*ListClientsResponse)(nil),    // 39: dals.host.v1.ListClientsResponse
+	(*RevokeClientRequest)(nil),    // 40: dals.host.v1.RevokeClientRequest
+	(*RevokeClientResponse)(nil),   // 41: dals.host.v1.RevokeClientResponse
+	(*Client)(nil),                 // 42: dals.host.v1.Client
+	(*BackupRequest)(nil),          // 43: dals.host.v1.BackupRequest
+	(*BackupResponse)(nil),         // 44: dals.host.v1.BackupResponse
+	(*CollectGarbageRequest)(nil),  // 45: dals.host.v1.CollectGarbageRequest
+	(*CollectGarbageResponse)(nil), // 46: dals.host.v1.CollectGarbageResponse
+	(*Garbage)(nil),                // 47: dals.host.v1.Garbage
+	(*DownRequest)(nil),            // 48: dals.host.v1.DownRequest
+	(*DownResponse)(nil),           // 49: dals.host.v1.DownResponse
+	(*v1.TaskKind)(nil),            // 50: dals.worker.v1.TaskKind
+	(*v1.Envelope)(nil),            // 51: dals.worker.v1.Envelope
 }
 var file_host_v1_host_proto_depIdxs = []int32{
 	4,  // 0: dals.host.v1.ListTypesResponse.types:type_name -> dals.host.v1.WorkerType
-	48, // 1: dals.host.v1.WorkerType.tasks:type_name -> dals.worker.v1.TaskKind
+	50, // 1: dals.host.v1.WorkerType.tasks:type_name -> dals.worker.v1.TaskKind
 	7,  // 2: dals.host.v1.ListPluginsResponse.plugins:type_name -> dals.host.v1.Plugin
-	12, // 3: dals.host.v1.ForgeResponse.worker:type_name -> dals.host.v1.Worker
-	11, // 4: dals.host.v1.ForgeResponse.plan:type_name -> dals.host.v1.PlanStep
-	10, // 5: dals.host.v1.ForgeResponse.files:type_name -> dals.host.v1.PlanFile
-	13, // 6: dals.host.v1.Worker.heartbeat:type_name -> dals.host.v1.Heartbeat
-	12, // 7: dals.host.v1.ListWorkersResponse.workers:type_name -> dals.host.v1.Worker
-	12, // 8: dals.host.v1.GetWorkerResponse.worker:type_name -> dals.host.v1.Worker
-	19, // 9: dals.host.v1.GetWorkerResponse.metrics:type_name -> dals.host.v1.Metrics
-	48, // 10: dals.host.v1.GetWorkerResponse.tasks:type_name -> dals.worker.v1.TaskKind
-	18, // 11: dals.host.v1.GetWorkerResponse.traffic:type_name -> dals.host.v1.Traffic
-	12, // 12: dals.host.v1.RetireResponse.worker:type_name -> dals.host.v1.Worker
-	12, // 13: dals.host.v1.StopResponse.worker:type_name -> dals.host.v1.Worker
-	12, // 14: dals.host.v1.StartResponse.worker:type_name -> dals.host.v1.Worker
-	12, // 15: dals.host.v1.RestartResponse.worker:type_name -> dals.host.v1.Worker
-	12, // 16: dals.host.v1.UpgradeResponse.worker:type_name -> dals.host.v1.Worker
-	49, // 17: dals.host.v1.SendRequest.envelope:type_name -> dals.worker.v1.Envelope
-	49, // 18: dals.host.v1.SendResponse.result:type_name -> dals.worker.v1.Envelope
-	40, // 19: dals.host.v1.AddClientResponse.client:type_name -> dals.host.v1.Client
-	40, // 20: dals.host.v1.ListClientsResponse.clients:type_name -> dals.host.v1.Client
-	40, // 21: dals.host.v1.RevokeClientResponse.client:type_name -> dals.host.v1.Client
-	45, // 22: dals.host.v1.CollectGarbageResponse.garbage:type_name -> dals.host.v1.Garbage
-	0,  // 23: dals.host.v1.HostService.GetStatus:input_type -> dals.host.v1.GetStatusRequest
-	2,  // 24: dals.host.v1.HostService.ListTypes:input_type -> dals.host.v1.ListTypesRequest
-	5,  // 25: dals.host.v1.HostService.ListPlugins:input_type -> dals.host.v1.ListPluginsRequest
-	8,  // 26: dals.host.v1.HostService.Forge:input_type -> dals.host.v1.ForgeRequest
-	14, // 27: dals.host.v1.HostService.ListWorkers:input_type -> dals.host.v1.ListWorkersRequest
-	16, // 28: dals.host.v1.HostService.GetWorker:input_type -> dals.host.v1.GetWorkerRequest
-	20, // 29: dals.host.v1.HostService.Retire:input_type -> dals.host.v1.RetireRequest
-	22, // 30: dals.host.v1.HostService.Stop:input_type -> dals.host.v1.StopRequest
-	24, // 31: dals.host.v1.HostService.Start:input_type -> dals.host.v1.StartRequest
-	26, // 32: dals.host.v1.HostService.Restart:input_type -> dals.host.v1.RestartRequest
-	28, // 33: dals.host.v1.HostService.Upgrade:input_type -> dals.host.v1.UpgradeRequest
-	30, // 34: dals.host.v1.HostService.Send:input_type -> dals.host.v1.SendRequest
-	32, // 35: dals.host.v1.HostService.StreamLogs:input_type -> dals.host.v1.StreamLogsRequest
-	34, // 36: dals.host.v1.HostService.AddClient:input_type -> dals.host.v1.AddClientRequest
-	36, // 37: dals.host.v1.HostService.ListClients:input_type -> dals.host.v1.ListClientsRequest
-	38, // 38: dals.host.v1.HostService.RevokeClient:input_type -> dals.host.v1.RevokeClientRequest
-	41, // 39: dals.host.v1.HostService.Backup:input_type -> dals.host.v1.BackupRequest
-	43, // 40: dals.host.v1.HostService.CollectGarbage:input_type -> dals.host.v1.CollectGarbageRequest
-	46, // 41: dals.host.v1.HostService.Down:input_type -> dals.host.v1.DownRequest
-	1,  // 42: dals.host.v1.HostService.GetStatus:output_type -> dals.host.v1.GetStatusResponse
-	3,  // 43: dals.host.v1.HostService.ListTypes:output_type -> dals.host.v1.ListTypesResponse
-	6,  // 44: dals.host.v1.HostService.ListPlugins:output_type -> dals.host.v1.ListPluginsResponse
-	9,  // 45: dals.host.v1.HostService.Forge:output_type -> dals.host.v1.ForgeResponse
-	15, // 46: dals.host.v1.HostService.ListWorkers:output_type -> dals.host.v1.ListWorkersResponse
-	17, // 47: dals.host.v1.HostService.GetWorker:output_type -> dals.host.v1.GetWorkerResponse
-	21, // 48: dals.host.v1.HostService.Retire:output_type -> dals.host.v1.RetireResponse
-	23, // 49: dals.host.v1.HostService.Stop:output_type -> dals.host.v1.StopResponse
-	25, // 50: dals.host.v1.HostService.Start:output_type -> dals.host.v1.StartResponse
-	27, // 51: dals.host.v1.HostService.Restart:output_type -> dals.host.v1.RestartResponse
-	29, // 52: dals.host.v1.HostService.Upgrade:output_type -> dals.host.v1.UpgradeResponse
-	31, // 53: dals.host.v1.HostService.Send:output_type -> dals.host.v1.SendResponse
-	33, // 54: dals.host.v1.HostService.StreamLogs:output_type -> dals.host.v1.StreamLogsResponse
-	35, // 55: dals.host.v1.HostService.AddClient:output_type -> dals.host.v1.AddClientResponse
-	37, // 56: dals.host.v1.HostService.ListClients:output_type -> dals.host.v1.ListClientsResponse
-	39, // 57: dals.host.v1.HostService.RevokeClient:output_type -> dals.host.v1.RevokeClientResponse
-	42, // 58: dals.host.v1.HostService.Backup:output_type -> dals.host.v1.BackupResponse
-	44, // 59: dals.host.v1.HostService.CollectGarbage:output_type -> dals.host.v1.CollectGarbageResponse
-	47, // 60: dals.host.v1.HostService.Down:output_type -> dals.host.v1.DownResponse
-	42, // [42:61] is the sub-list for method output_type
-	23, // [23:42] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	9,  // 3: dals.host.v1.ForgeRequest.limits:type_name -> dals.host.v1.Limits
+	14, // 4: dals.host.v1.ForgeResponse.worker:type_name -> dals.host.v1.Worker
+	13, // 5: dals.host.v1.ForgeResponse.plan:type_name -> dals.host.v1.PlanStep
+	12, // 6: dals.host.v1.ForgeResponse.files:type_name -> dals.host.v1.PlanFile
+	15, // 7: dals.host.v1.Worker.heartbeat:type_name -> dals.host.v1.Heartbeat
+	9,  // 8: dals.host.v1.Worker.limits:type_name -> dals.host.v1.Limits
+	10, // 9: dals.host.v1.Worker.usage:type_name -> dals.host.v1.Usage
+	14, // 10: dals.host.v1.ListWorkersResponse.workers:type_name -> dals.host.v1.Worker
+	14, // 11: dals.host.v1.GetWorkerResponse.worker:type_name -> dals.host.v1.Worker
+	21, // 12: dals.host.v1.GetWorkerResponse.metrics:type_name -> dals.host.v1.Metrics
+	50, // 13: dals.host.v1.GetWorkerResponse.tasks:type_name -> dals.worker.v1.TaskKind
+	20, // 14: dals.host.v1.GetWorkerResponse.traffic:type_name -> dals.host.v1.Traffic
+	14, // 15: dals.host.v1.RetireResponse.worker:type_name -> dals.host.v1.Worker
+	14, // 16: dals.host.v1.StopResponse.worker:type_name -> dals.host.v1.Worker
+	14, // 17: dals.host.v1.StartResponse.worker:type_name -> dals.host.v1.Worker
+	14, // 18: dals.host.v1.RestartResponse.worker:type_name -> dals.host.v1.Worker
+	14, // 19: dals.host.v1.UpgradeResponse.worker:type_name -> dals.host.v1.Worker
+	51, // 20: dals.host.v1.SendRequest.envelope:type_name -> dals.worker.v1.Envelope
+	51, // 21: dals.host.v1.SendResponse.result:type_name -> dals.worker.v1.Envelope
+	42, // 22: dals.host.v1.AddClientResponse.client:type_name -> dals.host.v1.Client
+	42, // 23: dals.host.v1.ListClientsResponse.clients:type_name -> dals.host.v1.Client
+	42, // 24: dals.host.v1.RevokeClientResponse.client:type_name -> dals.host.v1.Client
+	47, // 25: dals.host.v1.CollectGarbageResponse.garbage:type_name -> dals.host.v1.Garbage
+	0,  // 26: dals.host.v1.HostService.GetStatus:input_type -> dals.host.v1.GetStatusRequest
+	2,  // 27: dals.host.v1.HostService.ListTypes:input_type -> dals.host.v1.ListTypesRequest
+	5,  // 28: dals.host.v1.HostService.ListPlugins:input_type -> dals.host.v1.ListPluginsRequest
+	8,  // 29: dals.host.v1.HostService.Forge:input_type -> dals.host.v1.ForgeRequest
+	16, // 30: dals.host.v1.HostService.ListWorkers:input_type -> dals.host.v1.ListWorkersRequest
+	18, // 31: dals.host.v1.HostService.GetWorker:input_type -> dals.host.v1.GetWorkerRequest
+	22, // 32: dals.host.v1.HostService.Retire:input_type -> dals.host.v1.RetireRequest
+	24, // 33: dals.host.v1.HostService.Stop:input_type -> dals.host.v1.StopRequest
+	26, // 34: dals.host.v1.HostService.Start:input_type -> dals.host.v1.StartRequest
+	28, // 35: dals.host.v1.HostService.Restart:input_type -> dals.host.v1.RestartRequest
+	30, // 36: dals.host.v1.HostService.Upgrade:input_type -> dals.host.v1.UpgradeRequest
+	32, // 37: dals.host.v1.HostService.Send:input_type -> dals.host.v1.SendRequest
+	34, // 38: dals.host.v1.HostService.StreamLogs:input_type -> dals.host.v1.StreamLogsRequest
+	36, // 39: dals.host.v1.HostService.AddClient:input_type -> dals.host.v1.AddClientRequest
+	38, // 40: dals.host.v1.HostService.ListClients:input_type -> dals.host.v1.ListClientsRequest
+	40, // 41: dals.host.v1.HostService.RevokeClient:input_type -> dals.host.v1.RevokeClientRequest
+	43, // 42: dals.host.v1.HostService.Backup:input_type -> dals.host.v1.BackupRequest
+	45, // 43: dals.host.v1.HostService.CollectGarbage:input_type -> dals.host.v1.CollectGarbageRequest
+	48, // 44: dals.host.v1.HostService.Down:input_type -> dals.host.v1.DownRequest
+	1,  // 45: dals.host.v1.HostService.GetStatus:output_type -> dals.host.v1.GetStatusResponse
+	3,  // 46: dals.host.v1.HostService.ListTypes:output_type -> dals.host.v1.ListTypesResponse
+	6,  // 47: dals.host.v1.HostService.ListPlugins:output_type -> dals.host.v1.ListPluginsResponse
+	11, // 48: dals.host.v1.HostService.Forge:output_type -> dals.host.v1.ForgeResponse
+	17, // 49: dals.host.v1.HostService.ListWorkers:output_type -> dals.host.v1.ListWorkersResponse
+	19, // 50: dals.host.v1.HostService.GetWorker:output_type -> dals.host.v1.GetWorkerResponse
+	23, // 51: dals.host.v1.HostService.Retire:output_type -> dals.host.v1.RetireResponse
+	25, // 52: dals.host.v1.HostService.Stop:output_type -> dals.host.v1.StopResponse
+	27, // 53: dals.host.v1.HostService.Start:output_type -> dals.host.v1.StartResponse
+	29, // 54: dals.host.v1.HostService.Restart:output_type -> dals.host.v1.RestartResponse
+	31, // 55: dals.host.v1.HostService.Upgrade:output_type -> dals.host.v1.UpgradeResponse
+	33, // 56: dals.host.v1.HostService.Send:output_type -> dals.host.v1.SendResponse
+	35, // 57: dals.host.v1.HostService.StreamLogs:output_type -> dals.host.v1.StreamLogsResponse
+	37, // 58: dals.host.v1.HostService.AddClient:output_type -> dals.host.v1.AddClientResponse
+	39, // 59: dals.host.v1.HostService.ListClients:output_type -> dals.host.v1.ListClientsResponse
+	41, // 60: dals.host.v1.HostService.RevokeClient:output_type -> dals.host.v1.RevokeClientResponse
+	44, // 61: dals.host.v1.HostService.Backup:output_type -> dals.host.v1.BackupResponse
+	46, // 62: dals.host.v1.HostService.CollectGarbage:output_type -> dals.host.v1.CollectGarbageResponse
+	49, // 63: dals.host.v1.HostService.Down:output_type -> dals.host.v1.DownResponse
+	45, // [45:64] is the sub-list for method output_type
+	26, // [26:45] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_host_v1_host_proto_init() }
@@ -3468,7 +3649,7 @@ func file_host_v1_host_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_host_v1_host_proto_rawDesc), len(file_host_v1_host_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   48,
+			NumMessages:   50,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
