@@ -51,6 +51,7 @@ func (h *Host) portHealth(serial worker.Serial) ports.Health {
 		Live: health.Connected && health.Missed < 2, VaultIntegrity: view.VaultIntegrity,
 		LastHeartbeat: health.Last, Missed: health.Missed, Restarts: w.Restarts,
 		TasksInFlight: health.InFlight, TasksDone: health.Done, TasksFailed: health.Failed, RSSBytes: health.RSSBytes,
+		Limits: view.Allowed, Usage: view.Usage,
 	}
 	if len(w.Grants) > 0 {
 		t := ports.Traffic(h.doors.Traffic(serial))

@@ -72,6 +72,8 @@ func (h *Host) view(ctx context.Context, w worker.Worker) control.WorkerView {
 	if w.State == worker.StateUpgrading {
 		return v // its folder is being replaced
 	}
+	// Read when it is asked for: nothing is fresher, and nobody pays who does not ask.
+	v.Usage, _ = h.launcher.Usage(ctx, w.Serial) // none is what does not run, or is not counted
 	health := h.broker.Health(w.Serial)
 	v.LastHeartbeat, v.MissedHeartbeats = health.Last, health.Missed
 	v.PortFault = h.ports.fault(w.Serial)

@@ -175,6 +175,10 @@ type Launcher interface {
 	// List tells of all created workers of this host, ordered by serial, and of what
 	// else lies among them: it is for the caller to know which are its own.
 	List(ctx context.Context) ([]Status, error)
+	// Usage is what the worker's processes use at this moment, all together. It is
+	// cheap. worker.ErrNotFound is a worker that does not run, or a launcher that
+	// does not count.
+	Usage(ctx context.Context, serial worker.Serial) (worker.Usage, error)
 	// Name is the launcher's word in records: "process" or "containerd".
 	Name() string
 	// Close detaches: workers stay, waiters return. Later calls fail.

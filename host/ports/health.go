@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"fmt"
 	"time"
+
+	"github.com/dals-host/dals-host/host/worker"
 )
 
 // Health is what the host knows of a worker, as its port shows it.
@@ -17,9 +19,11 @@ type Health struct {
 	Missed         int       // heartbeats, in a row
 	Restarts       int
 	TasksInFlight  uint32
-	TasksDone      uint64 // since the worker's process began
-	TasksFailed    uint64 // since the worker's process began
-	RSSBytes       uint64
+	TasksDone      uint64        // since the worker's process began
+	TasksFailed    uint64        // since the worker's process began
+	RSSBytes       uint64        // as the worker itself tells
+	Limits         worker.Limits // what it may use
+	Usage          worker.Usage  // what it uses, as the host has just read it; zero where it does not run
 	// Traffic of its door since the host began; nil for a worker without one.
 	Traffic *Traffic
 }
@@ -50,7 +54,17 @@ func (h Health) metrics() []byte {
 	metric("dals_worker_tasks_in_flight", "gauge", "Tasks being worked on.", h.TasksInFlight)
 	metric("dals_worker_tasks_done_total", "counter", "Tasks done since the process began.", h.TasksDone)
 	metric("dals_worker_tasks_failed_total", "counter", "Tasks failed since the process began.", h.TasksFailed)
-	metric("dals_worker_resident_memory_bytes", "gauge", "Resident memory.", h.RSSBytes)
+	metric("dals_worker_resident_memory_bytes", "gauge", "Resident memory, as the worker tells.", h.RSSBytes)
+	if l := h.Limits; l != (worker.Limits{}) {
+		metric("dals_worker_memory_limit_bytes", "gauge", "Memory that the worker may use.", l.MemoryBytes)
+		metric("dals_worker_cpu_limit_cores", "gauge", "Cores that the worker may use.", float64(l.CPUMillis)/1000)
+		metric("dals_worker_pids_limit", "gauge", "Processes and threads that the worker may have.", l.PIDs)
+	}
+	if u := h.Usage; !u.At.IsZero() {
+		metric("dals_worker_memory_bytes", "gauge", "Memory of all its processes, as the kernel counts it now.", u.MemoryBytes)
+		metric("dals_worker_cpu_seconds_total", "counter", "CPU time of all its processes since its container began.", u.CPU.Seconds())
+		metric("dals_worker_pids", "gauge", "Processes and threads of the worker.", u.PIDs)
+	}
 	if t := h.Traffic; t != nil {
 		metric("dals_worker_egress_connections_open", "gauge", "Connections that the worker has through the host.", t.Open)
 		metric("dals_worker_egress_connections_total", "counter", "Connections made for the worker since the host began.", t.Connections)

@@ -278,6 +278,8 @@ func TestAnswers(t *testing.T) {
 	well := Health{
 		Live: true, Ready: true, IdentityJSON: []byte(`{"worker_name":"nora"}`), VaultIntegrity: true,
 		LastHeartbeat: time.UnixMilli(1700000000123), Restarts: 2, TasksDone: 7,
+		Limits: worker.Limits{MemoryBytes: 64 << 20, CPUMillis: 500, PIDs: 64},
+		Usage:  worker.Usage{At: time.Now(), MemoryBytes: 3 << 20, CPU: 1250 * time.Millisecond, PIDs: 7},
 	}
 	for _, c := range []struct {
 		health *Health
@@ -298,6 +300,11 @@ func TestAnswers(t *testing.T) {
 		{&well, "/identity", 200, `{"worker_name":"nora"}`},
 		{&well, "/metrics", 200, "# TYPE dals_worker_restarts_total counter\ndals_worker_restarts_total 2\n"},
 		{&well, "/metrics", 200, "\ndals_worker_heartbeat_timestamp_seconds 1700000000.123\n"},
+		{&well, "/metrics", 200, "\ndals_worker_memory_limit_bytes 67108864\n"},
+		{&well, "/metrics", 200, "\ndals_worker_cpu_limit_cores 0.5\n"},
+		{&well, "/metrics", 200, "\ndals_worker_memory_bytes 3145728\n"},
+		{&well, "/metrics", 200, "\ndals_worker_cpu_seconds_total 1.25\n"},
+		{&well, "/metrics", 200, "\ndals_worker_pids 7\n"},
 		{&well, "/", 404, "not found\n"},
 		{&well, "/identity/", 404, ""},
 		{&well, "/healthz/../metrics", 404, "not found\n"},

@@ -22,6 +22,7 @@ const cgroupRoot = "/sys/fs/cgroup"
 // there is: one with cgroup v2, one per controller with v1, both in hybrids.
 type cgroups struct {
 	parent string // the host's group, relative to a hierarchy
+	mount  string
 	roots  []string
 }
 
@@ -39,7 +40,7 @@ func newCgroups(mount, hostID string) (cgroups, error) {
 	if err != nil {
 		return cgroups{}, unavailable(cgroupHint, "find cgroups: %w", err)
 	}
-	return cgroups{parent: namespace(hostID), roots: roots}, nil
+	return cgroups{parent: namespace(hostID), mount: mount, roots: roots}, nil
 }
 
 // hierarchies are the cgroup v1 hierarchies below mount, and that of v2 in hybrids.
