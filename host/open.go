@@ -167,6 +167,7 @@ func (h *Host) openSupervisorAndForge(context.Context) error {
 	h.supervisor = supervise.New(supervise.Config{
 		Launcher: h.launcher, Registry: h.registry, Pulse: h.broker, Spec: h.spec,
 		Interval: heartbeatInterval, Changed: h.mirrors.changed, Logger: h.Logger.Named("supervise"),
+		LastWords: func(serial worker.Serial) string { return h.forge.LastWords(serial) }, // the forge is made later
 	})
 	h.onClose(func() error { h.supervisor.Close(); return nil })
 	c := forge.Config{

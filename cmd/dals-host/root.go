@@ -73,7 +73,7 @@ one is a signed envelope that the host checks, records and routes.`,
 		serveCommand(a), downCommand(a), typesCommand(a), pluginsCommand(a),
 		forgeCommand(a), workersCommand(a), workerCommand(a),
 		stopCommand(a), startCommand(a), restartCommand(a), upgradeCommand(a), retireCommand(a),
-		sendCommand(a), logsCommand(a), vaultCommand(a), verifyCommand(a),
+		sendCommand(a), logsCommand(a), eventsCommand(a), vaultCommand(a), verifyCommand(a),
 		clientCommand(a), backupCommand(a), restoreCommand(a), recoverCommand(a), gcCommand(a),
 		doctorCommand(a), versionCommand(a), guardLogsCommand(a),
 	)

@@ -41,6 +41,10 @@ type Workers interface {
 	Worker(ctx context.Context, ref string) (WorkerDetail, error)
 	// Log opens the worker's log for reading; the caller closes it.
 	Log(ctx context.Context, ref string) (Log, error)
+	// Events visits what happened to the worker, or with an empty ref to all, from
+	// entry from of the record on and not before since, and says with which entry
+	// to go on.
+	Events(ctx context.Context, ref string, since time.Time, from uint64, visit func(Event) error) (next uint64, err error)
 }
 
 // Log is a worker's log that is being read. Read gives io.EOF at the end of what
@@ -51,6 +55,16 @@ type Log interface {
 	Last(n int) error
 	// Removed says that the log is read to its end, and gone for good.
 	Removed() (bool, error)
+}
+
+// Event is one thing that happened to a worker.
+type Event struct {
+	At     time.Time
+	Event  string
+	Name   string
+	Serial worker.Serial
+	Reason string
+	Index  uint64 // of its entry in the record
 }
 
 // Sender puts envelopes through the gate and waits for results.

@@ -193,3 +193,19 @@ func eventually(t *testing.T, done func() bool) {
 		<-time.After(5 * time.Millisecond)
 	}
 }
+
+func (b *backend) Events(_ context.Context, ref string, since time.Time, from uint64, visit func(control.Event) error) (uint64, error) {
+	if ref == "unknown" {
+		return from, worker.ErrNotFound
+	}
+	for ; from < 300; from++ {
+		at := time.Unix(int64(from), 0)
+		if at.Before(since) {
+			continue
+		}
+		if err := visit(control.Event{At: at, Event: "lost", Name: ref, Serial: "DMN", Reason: "exit code 3", Index: from}); err != nil {
+			return from, err
+		}
+	}
+	return from, nil
+}

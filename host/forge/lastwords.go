@@ -35,6 +35,10 @@ func (f *Forge) logSize(serial worker.Serial) int64 {
 	return info.Size()
 }
 
+// LastWords is the end of a worker's log, fit to stand behind the reason why it
+// failed; empty where there is none to read.
+func (f *Forge) LastWords(serial worker.Serial) string { return f.lastWords(serial, 0) }
+
 // lastWords is the end of a worker's log since it was logged bytes long, fit to
 // stand in an error: what it said before it ended is what its author needs, and
 // the folder may be about to go.

@@ -73,13 +73,15 @@ func (s *Supervisor) restart(ctx context.Context, w worker.Worker) error {
 	return s.awaitUp(ctx, w, began)
 }
 
-// fail ends a worker that cannot be healthy: it is stopped and stays so. It
+// fail ends a worker that cannot be healthy: it is stopped and stays so, and what
+// it said last stands with the reason. It
 // returns why, or what kept it from being written down.
 func (s *Supervisor) fail(ctx context.Context, w worker.Worker, why error) error {
 	err := s.insist(ctx, w, "stop failed worker", func() error { return s.Launcher.Stop(ctx, w.Serial, stopGrace) })
 	if err != nil {
 		return err
 	}
+	why = fmt.Errorf("%w%s", why, s.LastWords(w.Serial))
 	if err := s.note(ctx, w, worker.StateFailed, record.WorkerFailed, why.Error()); err != nil {
 		return err
 	}

@@ -26,8 +26,8 @@ func TestCrashLoop(t *testing.T) {
 		reason  string
 		entries int
 	}{
-		"after its first heartbeat":  {nil, "10 restarts without 1h0m0s of health: exit code 3", 2*10 + 2},
-		"before its first heartbeat": {silence, "10 restarts without 1h0m0s of health: it ended before its first heartbeat: exit code 3", 2},
+		"after its first heartbeat":  {nil, "10 restarts without 1h0m0s of health: exit code 3; its log ends: bye", 2*10 + 2},
+		"before its first heartbeat": {silence, "10 restarts without 1h0m0s of health: it ended before its first heartbeat: exit code 3; its log ends: bye", 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -207,7 +207,7 @@ func newRig(t *testing.T) *rig {
 	}
 	g := &rig{t: t, rows: &rows{Registry: r}, launcher: newLauncher(), pulse: &pulse{}}
 	g.Supervisor = New(Config{
-		Launcher: g.launcher, Registry: g.rows, Pulse: g.pulse, Interval: time.Millisecond,
+		Launcher: g.launcher, Registry: g.rows, Pulse: g.pulse, LastWords: func(worker.Serial) string { return "; its log ends: bye" }, Interval: time.Millisecond,
 		Spec:    func(w worker.Worker) launch.Spec { return launch.Spec{Serial: w.Serial} },
 		Changed: func(worker.Serial) {}, Logger: hclog.NewNullLogger(),
 	})

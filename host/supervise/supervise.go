@@ -52,6 +52,8 @@ type Config struct {
 	// Spec says how to run a worker, from what its row says.
 	Spec     func(w worker.Worker) launch.Spec
 	Interval time.Duration // between two heartbeats
+	// LastWords is the end of a worker's log, fit to stand behind a reason.
+	LastWords func(worker.Serial) string
 	// Changed hears of a worker whose row has changed.
 	Changed func(worker.Serial)
 	Logger  hclog.Logger

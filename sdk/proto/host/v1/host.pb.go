@@ -2549,6 +2549,202 @@ func (x *StreamLogsResponse) GetLines() []string {
 	return nil
 }
 
+type StreamEventsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// worker is a name or a serial; empty for all workers.
+	Worker string `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
+	Follow bool   `protobuf:"varint,2,opt,name=follow,proto3" json:"follow,omitempty"`
+	// since_unix_ms leaves out what happened before.
+	SinceUnixMs   int64 `protobuf:"varint,3,opt,name=since_unix_ms,json=sinceUnixMs,proto3" json:"since_unix_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StreamEventsRequest) Reset() {
+	*x = StreamEventsRequest{}
+	mi := &file_host_v1_host_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StreamEventsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StreamEventsRequest) ProtoMessage() {}
+
+func (x *StreamEventsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StreamEventsRequest.ProtoReflect.Descriptor instead.
+func (*StreamEventsRequest) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *StreamEventsRequest) GetWorker() string {
+	if x != nil {
+		return x.Worker
+	}
+	return ""
+}
+
+func (x *StreamEventsRequest) GetFollow() bool {
+	if x != nil {
+		return x.Follow
+	}
+	return false
+}
+
+func (x *StreamEventsRequest) GetSinceUnixMs() int64 {
+	if x != nil {
+		return x.SinceUnixMs
+	}
+	return 0
+}
+
+type StreamEventsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Events        []*Event               `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StreamEventsResponse) Reset() {
+	*x = StreamEventsResponse{}
+	mi := &file_host_v1_host_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StreamEventsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StreamEventsResponse) ProtoMessage() {}
+
+func (x *StreamEventsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StreamEventsResponse.ProtoReflect.Descriptor instead.
+func (*StreamEventsResponse) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *StreamEventsResponse) GetEvents() []*Event {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+// Event is one thing that happened to a worker.
+type Event struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// at is RFC 3339, UTC.
+	At string `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
+	// event is forged, forge_failed, lost, restarted, failed, stopped, started,
+	// upgraded or retired.
+	Event        string `protobuf:"bytes,2,opt,name=event,proto3" json:"event,omitempty"`
+	WorkerName   string `protobuf:"bytes,3,opt,name=worker_name,json=workerName,proto3" json:"worker_name,omitempty"`
+	WorkerSerial string `protobuf:"bytes,4,opt,name=worker_serial,json=workerSerial,proto3" json:"worker_serial,omitempty"`
+	// reason says why, as the record has it; may be empty.
+	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	// log_index is the entry of the record that says so.
+	LogIndex      uint64 `protobuf:"varint,6,opt,name=log_index,json=logIndex,proto3" json:"log_index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Event) Reset() {
+	*x = Event{}
+	mi := &file_host_v1_host_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Event) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Event) ProtoMessage() {}
+
+func (x *Event) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Event.ProtoReflect.Descriptor instead.
+func (*Event) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *Event) GetAt() string {
+	if x != nil {
+		return x.At
+	}
+	return ""
+}
+
+func (x *Event) GetEvent() string {
+	if x != nil {
+		return x.Event
+	}
+	return ""
+}
+
+func (x *Event) GetWorkerName() string {
+	if x != nil {
+		return x.WorkerName
+	}
+	return ""
+}
+
+func (x *Event) GetWorkerSerial() string {
+	if x != nil {
+		return x.WorkerSerial
+	}
+	return ""
+}
+
+func (x *Event) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Event) GetLogIndex() uint64 {
+	if x != nil {
+		return x.LogIndex
+	}
+	return 0
+}
+
 type AddClientRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -2560,7 +2756,7 @@ type AddClientRequest struct {
 
 func (x *AddClientRequest) Reset() {
 	*x = AddClientRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[36]
+	mi := &file_host_v1_host_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2572,7 +2768,7 @@ func (x *AddClientRequest) String() string {
 func (*AddClientRequest) ProtoMessage() {}
 
 func (x *AddClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[36]
+	mi := &file_host_v1_host_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2585,7 +2781,7 @@ func (x *AddClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddClientRequest.ProtoReflect.Descriptor instead.
 func (*AddClientRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{36}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *AddClientRequest) GetName() string {
@@ -2611,7 +2807,7 @@ type AddClientResponse struct {
 
 func (x *AddClientResponse) Reset() {
 	*x = AddClientResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[37]
+	mi := &file_host_v1_host_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2623,7 +2819,7 @@ func (x *AddClientResponse) String() string {
 func (*AddClientResponse) ProtoMessage() {}
 
 func (x *AddClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[37]
+	mi := &file_host_v1_host_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2636,7 +2832,7 @@ func (x *AddClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddClientResponse.ProtoReflect.Descriptor instead.
 func (*AddClientResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{37}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *AddClientResponse) GetClient() *Client {
@@ -2654,7 +2850,7 @@ type ListClientsRequest struct {
 
 func (x *ListClientsRequest) Reset() {
 	*x = ListClientsRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[38]
+	mi := &file_host_v1_host_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2666,7 +2862,7 @@ func (x *ListClientsRequest) String() string {
 func (*ListClientsRequest) ProtoMessage() {}
 
 func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[38]
+	mi := &file_host_v1_host_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2679,7 +2875,7 @@ func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsRequest.ProtoReflect.Descriptor instead.
 func (*ListClientsRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{38}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{41}
 }
 
 type ListClientsResponse struct {
@@ -2691,7 +2887,7 @@ type ListClientsResponse struct {
 
 func (x *ListClientsResponse) Reset() {
 	*x = ListClientsResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[39]
+	mi := &file_host_v1_host_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2703,7 +2899,7 @@ func (x *ListClientsResponse) String() string {
 func (*ListClientsResponse) ProtoMessage() {}
 
 func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[39]
+	mi := &file_host_v1_host_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2716,7 +2912,7 @@ func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsResponse.ProtoReflect.Descriptor instead.
 func (*ListClientsResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{39}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListClientsResponse) GetClients() []*Client {
@@ -2735,7 +2931,7 @@ type RevokeClientRequest struct {
 
 func (x *RevokeClientRequest) Reset() {
 	*x = RevokeClientRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[40]
+	mi := &file_host_v1_host_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2747,7 +2943,7 @@ func (x *RevokeClientRequest) String() string {
 func (*RevokeClientRequest) ProtoMessage() {}
 
 func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[40]
+	mi := &file_host_v1_host_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2760,7 +2956,7 @@ func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientRequest.ProtoReflect.Descriptor instead.
 func (*RevokeClientRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{40}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *RevokeClientRequest) GetName() string {
@@ -2779,7 +2975,7 @@ type RevokeClientResponse struct {
 
 func (x *RevokeClientResponse) Reset() {
 	*x = RevokeClientResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[41]
+	mi := &file_host_v1_host_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2791,7 +2987,7 @@ func (x *RevokeClientResponse) String() string {
 func (*RevokeClientResponse) ProtoMessage() {}
 
 func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[41]
+	mi := &file_host_v1_host_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2804,7 +3000,7 @@ func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientResponse.ProtoReflect.Descriptor instead.
 func (*RevokeClientResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{41}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *RevokeClientResponse) GetClient() *Client {
@@ -2828,7 +3024,7 @@ type Client struct {
 
 func (x *Client) Reset() {
 	*x = Client{}
-	mi := &file_host_v1_host_proto_msgTypes[42]
+	mi := &file_host_v1_host_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2840,7 +3036,7 @@ func (x *Client) String() string {
 func (*Client) ProtoMessage() {}
 
 func (x *Client) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[42]
+	mi := &file_host_v1_host_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2853,7 +3049,7 @@ func (x *Client) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Client.ProtoReflect.Descriptor instead.
 func (*Client) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{42}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Client) GetName() string {
@@ -2894,7 +3090,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[43]
+	mi := &file_host_v1_host_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2906,7 +3102,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[43]
+	mi := &file_host_v1_host_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2919,7 +3115,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{43}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *BackupRequest) GetPassphrase() string {
@@ -2938,7 +3134,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[44]
+	mi := &file_host_v1_host_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2950,7 +3146,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[44]
+	mi := &file_host_v1_host_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2963,7 +3159,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{44}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *BackupResponse) GetData() []byte {
@@ -2982,7 +3178,7 @@ type CollectGarbageRequest struct {
 
 func (x *CollectGarbageRequest) Reset() {
 	*x = CollectGarbageRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[45]
+	mi := &file_host_v1_host_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2994,7 +3190,7 @@ func (x *CollectGarbageRequest) String() string {
 func (*CollectGarbageRequest) ProtoMessage() {}
 
 func (x *CollectGarbageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[45]
+	mi := &file_host_v1_host_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3007,7 +3203,7 @@ func (x *CollectGarbageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CollectGarbageRequest.ProtoReflect.Descriptor instead.
 func (*CollectGarbageRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{45}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *CollectGarbageRequest) GetDryRun() bool {
@@ -3026,7 +3222,7 @@ type CollectGarbageResponse struct {
 
 func (x *CollectGarbageResponse) Reset() {
 	*x = CollectGarbageResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[46]
+	mi := &file_host_v1_host_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3038,7 +3234,7 @@ func (x *CollectGarbageResponse) String() string {
 func (*CollectGarbageResponse) ProtoMessage() {}
 
 func (x *CollectGarbageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[46]
+	mi := &file_host_v1_host_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3051,7 +3247,7 @@ func (x *CollectGarbageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CollectGarbageResponse.ProtoReflect.Descriptor instead.
 func (*CollectGarbageResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{46}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *CollectGarbageResponse) GetGarbage() []*Garbage {
@@ -3075,7 +3271,7 @@ type Garbage struct {
 
 func (x *Garbage) Reset() {
 	*x = Garbage{}
-	mi := &file_host_v1_host_proto_msgTypes[47]
+	mi := &file_host_v1_host_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3087,7 +3283,7 @@ func (x *Garbage) String() string {
 func (*Garbage) ProtoMessage() {}
 
 func (x *Garbage) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[47]
+	mi := &file_host_v1_host_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3100,7 +3296,7 @@ func (x *Garbage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Garbage.ProtoReflect.Descriptor instead.
 func (*Garbage) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{47}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Garbage) GetKind() string {
@@ -3141,7 +3337,7 @@ type DownRequest struct {
 
 func (x *DownRequest) Reset() {
 	*x = DownRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[48]
+	mi := &file_host_v1_host_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3153,7 +3349,7 @@ func (x *DownRequest) String() string {
 func (*DownRequest) ProtoMessage() {}
 
 func (x *DownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[48]
+	mi := &file_host_v1_host_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3166,7 +3362,7 @@ func (x *DownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownRequest.ProtoReflect.Descriptor instead.
 func (*DownRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{48}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *DownRequest) GetTimeoutMs() uint32 {
@@ -3185,7 +3381,7 @@ type DownResponse struct {
 
 func (x *DownResponse) Reset() {
 	*x = DownResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[49]
+	mi := &file_host_v1_host_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3197,7 +3393,7 @@ func (x *DownResponse) String() string {
 func (*DownResponse) ProtoMessage() {}
 
 func (x *DownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[49]
+	mi := &file_host_v1_host_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3210,7 +3406,7 @@ func (x *DownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownResponse.ProtoReflect.Descriptor instead.
 func (*DownResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{49}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *DownResponse) GetWorkersStopped() int32 {
@@ -3436,7 +3632,21 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"\x04tail\x18\x03 \x01(\rR\x04tail\x12\"\n" +
 	"\rsince_unix_ms\x18\x04 \x01(\x03R\vsinceUnixMs\"*\n" +
 	"\x12StreamLogsResponse\x12\x14\n" +
-	"\x05lines\x18\x01 \x03(\tR\x05lines\"E\n" +
+	"\x05lines\x18\x01 \x03(\tR\x05lines\"i\n" +
+	"\x13StreamEventsRequest\x12\x16\n" +
+	"\x06worker\x18\x01 \x01(\tR\x06worker\x12\x16\n" +
+	"\x06follow\x18\x02 \x01(\bR\x06follow\x12\"\n" +
+	"\rsince_unix_ms\x18\x03 \x01(\x03R\vsinceUnixMs\"C\n" +
+	"\x14StreamEventsResponse\x12+\n" +
+	"\x06events\x18\x01 \x03(\v2\x13.dals.host.v1.EventR\x06events\"\xa8\x01\n" +
+	"\x05Event\x12\x0e\n" +
+	"\x02at\x18\x01 \x01(\tR\x02at\x12\x14\n" +
+	"\x05event\x18\x02 \x01(\tR\x05event\x12\x1f\n" +
+	"\vworker_name\x18\x03 \x01(\tR\n" +
+	"workerName\x12#\n" +
+	"\rworker_serial\x18\x04 \x01(\tR\fworkerSerial\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x1b\n" +
+	"\tlog_index\x18\x06 \x01(\x04R\blogIndex\"E\n" +
 	"\x10AddClientRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
@@ -3476,7 +3686,7 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"\n" +
 	"timeout_ms\x18\x01 \x01(\rR\ttimeoutMs\"7\n" +
 	"\fDownResponse\x12'\n" +
-	"\x0fworkers_stopped\x18\x01 \x01(\x05R\x0eworkersStopped2\xa5\v\n" +
+	"\x0fworkers_stopped\x18\x01 \x01(\x05R\x0eworkersStopped2\xfe\v\n" +
 	"\vHostService\x12L\n" +
 	"\tGetStatus\x12\x1e.dals.host.v1.GetStatusRequest\x1a\x1f.dals.host.v1.GetStatusResponse\x12L\n" +
 	"\tListTypes\x12\x1e.dals.host.v1.ListTypesRequest\x1a\x1f.dals.host.v1.ListTypesResponse\x12R\n" +
@@ -3491,7 +3701,8 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"\aUpgrade\x12\x1c.dals.host.v1.UpgradeRequest\x1a\x1d.dals.host.v1.UpgradeResponse\x12=\n" +
 	"\x04Send\x12\x19.dals.host.v1.SendRequest\x1a\x1a.dals.host.v1.SendResponse\x12Q\n" +
 	"\n" +
-	"StreamLogs\x12\x1f.dals.host.v1.StreamLogsRequest\x1a .dals.host.v1.StreamLogsResponse0\x01\x12L\n" +
+	"StreamLogs\x12\x1f.dals.host.v1.StreamLogsRequest\x1a .dals.host.v1.StreamLogsResponse0\x01\x12W\n" +
+	"\fStreamEvents\x12!.dals.host.v1.StreamEventsRequest\x1a\".dals.host.v1.StreamEventsResponse0\x01\x12L\n" +
 	"\tAddClient\x12\x1e.dals.host.v1.AddClientRequest\x1a\x1f.dals.host.v1.AddClientResponse\x12R\n" +
 	"\vListClients\x12 .dals.host.v1.ListClientsRequest\x1a!.dals.host.v1.ListClientsResponse\x12U\n" +
 	"\fRevokeClient\x12!.dals.host.v1.RevokeClientRequest\x1a\".dals.host.v1.RevokeClientResponse\x12E\n" +
@@ -3511,7 +3722,7 @@ func file_host_v1_host_proto_rawDescGZIP() []byte {
 	return file_host_v1_host_proto_rawDescData
 }
 
-var file_host_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
+var file_host_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
 var file_host_v1_host_proto_goTypes = []any{
 	(*GetStatusRequest)(nil),       // 0: dals.host.v1.GetStatusRequest
 	(*GetStatusResponse)(nil),      // 1: dals.host.v1.GetStatusResponse
@@ -3549,26 +3760,29 @@ var file_host_v1_host_proto_goTypes = []any{
 	(*SendResponse)(nil),           // 33: dals.host.v1.SendResponse
 	(*StreamLogsRequest)(nil),      // 34: dals.host.v1.StreamLogsRequest
 	(*StreamLogsResponse)(nil),     // 35: dals.host.v1.StreamLogsResponse
-	(*AddClientRequest)(nil),       // 36: dals.host.v1.AddClientRequest
-	(*AddClientResponse)(nil),      // 37: dals.host.v1.AddClientResponse
-	(*ListClientsRequest)(nil),     // 38: dals.host.v1.ListClientsRequest
-	(*ListClientsResponse)(nil),    // 39: dals.host.v1.ListClientsResponse
-	(*RevokeClientRequest)(nil),    // 40: dals.host.v1.RevokeClientRequest
-	(*RevokeClientResponse)(nil),   // 41: dals.host.v1.RevokeClientResponse
-	(*Client)(nil),                 // 42: dals.host.v1.Client
-	(*BackupRequest)(nil),          // 43: dals.host.v1.BackupRequest
-	(*BackupResponse)(nil),         // 44: dals.host.v1.BackupResponse
-	(*CollectGarbageRequest)(nil),  // 45: dals.host.v1.CollectGarbageRequest
-	(*CollectGarbageResponse)(nil), // 46: dals.host.v1.CollectGarbageResponse
-	(*Garbage)(nil),                // 47: dals.host.v1.Garbage
-	(*DownRequest)(nil),            // 48: dals.host.v1.DownRequest
-	(*DownResponse)(nil),           // 49: dals.host.v1.DownResponse
-	(*v1.TaskKind)(nil),            // 50: dals.worker.v1.TaskKind
-	(*v1.Envelope)(nil),            // 51: dals.worker.v1.Envelope
+	(*StreamEventsRequest)(nil),    // 36: dals.host.v1.StreamEventsRequest
+	(*StreamEventsResponse)(nil),   // 37: dals.host.v1.StreamEventsResponse
+	(*Event)(nil),                  // 38: dals.host.v1.Event
+	(*AddClientRequest)(nil),       // 39: dals.host.v1.AddClientRequest
+	(*AddClientResponse)(nil),      // 40: dals.host.v1.AddClientResponse
+	(*ListClientsRequest)(nil),     // 41: dals.host.v1.ListClientsRequest
+	(*ListClientsResponse)(nil),    // 42: dals.host.v1.ListClientsResponse
+	(*RevokeClientRequest)(nil),    // 43: dals.host.v1.RevokeClientRequest
+	(*RevokeClientResponse)(nil),   // 44: dals.host.v1.RevokeClientResponse
+	(*Client)(nil),                 // 45: dals.host.v1.Client
+	(*BackupRequest)(nil),          // 46: dals.host.v1.BackupRequest
+	(*BackupResponse)(nil),         // 47: dals.host.v1.BackupResponse
+	(*CollectGarbageRequest)(nil),  // 48: dals.host.v1.CollectGarbageRequest
+	(*CollectGarbageResponse)(nil), // 49: dals.host.v1.CollectGarbageResponse
+	(*Garbage)(nil),                // 50: dals.host.v1.Garbage
+	(*DownRequest)(nil),            // 51: dals.host.v1.DownRequest
+	(*DownResponse)(nil),           // 52: dals.host.v1.DownResponse
+	(*v1.TaskKind)(nil),            // 53: dals.worker.v1.TaskKind
+	(*v1.Envelope)(nil),            // 54: dals.worker.v1.Envelope
 }
 var file_host_v1_host_proto_depIdxs = []int32{
 	4,  // 0: dals.host.v1.ListTypesResponse.types:type_name -> dals.host.v1.WorkerType
-	50, // 1: dals.host.v1.WorkerType.tasks:type_name -> dals.worker.v1.TaskKind
+	53, // 1: dals.host.v1.WorkerType.tasks:type_name -> dals.worker.v1.TaskKind
 	7,  // 2: dals.host.v1.ListPluginsResponse.plugins:type_name -> dals.host.v1.Plugin
 	9,  // 3: dals.host.v1.ForgeRequest.limits:type_name -> dals.host.v1.Limits
 	14, // 4: dals.host.v1.ForgeResponse.worker:type_name -> dals.host.v1.Worker
@@ -3580,62 +3794,65 @@ var file_host_v1_host_proto_depIdxs = []int32{
 	14, // 10: dals.host.v1.ListWorkersResponse.workers:type_name -> dals.host.v1.Worker
 	14, // 11: dals.host.v1.GetWorkerResponse.worker:type_name -> dals.host.v1.Worker
 	21, // 12: dals.host.v1.GetWorkerResponse.metrics:type_name -> dals.host.v1.Metrics
-	50, // 13: dals.host.v1.GetWorkerResponse.tasks:type_name -> dals.worker.v1.TaskKind
+	53, // 13: dals.host.v1.GetWorkerResponse.tasks:type_name -> dals.worker.v1.TaskKind
 	20, // 14: dals.host.v1.GetWorkerResponse.traffic:type_name -> dals.host.v1.Traffic
 	14, // 15: dals.host.v1.RetireResponse.worker:type_name -> dals.host.v1.Worker
 	14, // 16: dals.host.v1.StopResponse.worker:type_name -> dals.host.v1.Worker
 	14, // 17: dals.host.v1.StartResponse.worker:type_name -> dals.host.v1.Worker
 	14, // 18: dals.host.v1.RestartResponse.worker:type_name -> dals.host.v1.Worker
 	14, // 19: dals.host.v1.UpgradeResponse.worker:type_name -> dals.host.v1.Worker
-	51, // 20: dals.host.v1.SendRequest.envelope:type_name -> dals.worker.v1.Envelope
-	51, // 21: dals.host.v1.SendResponse.result:type_name -> dals.worker.v1.Envelope
-	42, // 22: dals.host.v1.AddClientResponse.client:type_name -> dals.host.v1.Client
-	42, // 23: dals.host.v1.ListClientsResponse.clients:type_name -> dals.host.v1.Client
-	42, // 24: dals.host.v1.RevokeClientResponse.client:type_name -> dals.host.v1.Client
-	47, // 25: dals.host.v1.CollectGarbageResponse.garbage:type_name -> dals.host.v1.Garbage
-	0,  // 26: dals.host.v1.HostService.GetStatus:input_type -> dals.host.v1.GetStatusRequest
-	2,  // 27: dals.host.v1.HostService.ListTypes:input_type -> dals.host.v1.ListTypesRequest
-	5,  // 28: dals.host.v1.HostService.ListPlugins:input_type -> dals.host.v1.ListPluginsRequest
-	8,  // 29: dals.host.v1.HostService.Forge:input_type -> dals.host.v1.ForgeRequest
-	16, // 30: dals.host.v1.HostService.ListWorkers:input_type -> dals.host.v1.ListWorkersRequest
-	18, // 31: dals.host.v1.HostService.GetWorker:input_type -> dals.host.v1.GetWorkerRequest
-	22, // 32: dals.host.v1.HostService.Retire:input_type -> dals.host.v1.RetireRequest
-	24, // 33: dals.host.v1.HostService.Stop:input_type -> dals.host.v1.StopRequest
-	26, // 34: dals.host.v1.HostService.Start:input_type -> dals.host.v1.StartRequest
-	28, // 35: dals.host.v1.HostService.Restart:input_type -> dals.host.v1.RestartRequest
-	30, // 36: dals.host.v1.HostService.Upgrade:input_type -> dals.host.v1.UpgradeRequest
-	32, // 37: dals.host.v1.HostService.Send:input_type -> dals.host.v1.SendRequest
-	34, // 38: dals.host.v1.HostService.StreamLogs:input_type -> dals.host.v1.StreamLogsRequest
-	36, // 39: dals.host.v1.HostService.AddClient:input_type -> dals.host.v1.AddClientRequest
-	38, // 40: dals.host.v1.HostService.ListClients:input_type -> dals.host.v1.ListClientsRequest
-	40, // 41: dals.host.v1.HostService.RevokeClient:input_type -> dals.host.v1.RevokeClientRequest
-	43, // 42: dals.host.v1.HostService.Backup:input_type -> dals.host.v1.BackupRequest
-	45, // 43: dals.host.v1.HostService.CollectGarbage:input_type -> dals.host.v1.CollectGarbageRequest
-	48, // 44: dals.host.v1.HostService.Down:input_type -> dals.host.v1.DownRequest
-	1,  // 45: dals.host.v1.HostService.GetStatus:output_type -> dals.host.v1.GetStatusResponse
-	3,  // 46: dals.host.v1.HostService.ListTypes:output_type -> dals.host.v1.ListTypesResponse
-	6,  // 47: dals.host.v1.HostService.ListPlugins:output_type -> dals.host.v1.ListPluginsResponse
-	11, // 48: dals.host.v1.HostService.Forge:output_type -> dals.host.v1.ForgeResponse
-	17, // 49: dals.host.v1.HostService.ListWorkers:output_type -> dals.host.v1.ListWorkersResponse
-	19, // 50: dals.host.v1.HostService.GetWorker:output_type -> dals.host.v1.GetWorkerResponse
-	23, // 51: dals.host.v1.HostService.Retire:output_type -> dals.host.v1.RetireResponse
-	25, // 52: dals.host.v1.HostService.Stop:output_type -> dals.host.v1.StopResponse
-	27, // 53: dals.host.v1.HostService.Start:output_type -> dals.host.v1.StartResponse
-	29, // 54: dals.host.v1.HostService.Restart:output_type -> dals.host.v1.RestartResponse
-	31, // 55: dals.host.v1.HostService.Upgrade:output_type -> dals.host.v1.UpgradeResponse
-	33, // 56: dals.host.v1.HostService.Send:output_type -> dals.host.v1.SendResponse
-	35, // 57: dals.host.v1.HostService.StreamLogs:output_type -> dals.host.v1.StreamLogsResponse
-	37, // 58: dals.host.v1.HostService.AddClient:output_type -> dals.host.v1.AddClientResponse
-	39, // 59: dals.host.v1.HostService.ListClients:output_type -> dals.host.v1.ListClientsResponse
-	41, // 60: dals.host.v1.HostService.RevokeClient:output_type -> dals.host.v1.RevokeClientResponse
-	44, // 61: dals.host.v1.HostService.Backup:output_type -> dals.host.v1.BackupResponse
-	46, // 62: dals.host.v1.HostService.CollectGarbage:output_type -> dals.host.v1.CollectGarbageResponse
-	49, // 63: dals.host.v1.HostService.Down:output_type -> dals.host.v1.DownResponse
-	45, // [45:64] is the sub-list for method output_type
-	26, // [26:45] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	54, // 20: dals.host.v1.SendRequest.envelope:type_name -> dals.worker.v1.Envelope
+	54, // 21: dals.host.v1.SendResponse.result:type_name -> dals.worker.v1.Envelope
+	38, // 22: dals.host.v1.StreamEventsResponse.events:type_name -> dals.host.v1.Event
+	45, // 23: dals.host.v1.AddClientResponse.client:type_name -> dals.host.v1.Client
+	45, // 24: dals.host.v1.ListClientsResponse.clients:type_name -> dals.host.v1.Client
+	45, // 25: dals.host.v1.RevokeClientResponse.client:type_name -> dals.host.v1.Client
+	50, // 26: dals.host.v1.CollectGarbageResponse.garbage:type_name -> dals.host.v1.Garbage
+	0,  // 27: dals.host.v1.HostService.GetStatus:input_type -> dals.host.v1.GetStatusRequest
+	2,  // 28: dals.host.v1.HostService.ListTypes:input_type -> dals.host.v1.ListTypesRequest
+	5,  // 29: dals.host.v1.HostService.ListPlugins:input_type -> dals.host.v1.ListPluginsRequest
+	8,  // 30: dals.host.v1.HostService.Forge:input_type -> dals.host.v1.ForgeRequest
+	16, // 31: dals.host.v1.HostService.ListWorkers:input_type -> dals.host.v1.ListWorkersRequest
+	18, // 32: dals.host.v1.HostService.GetWorker:input_type -> dals.host.v1.GetWorkerRequest
+	22, // 33: dals.host.v1.HostService.Retire:input_type -> dals.host.v1.RetireRequest
+	24, // 34: dals.host.v1.HostService.Stop:input_type -> dals.host.v1.StopRequest
+	26, // 35: dals.host.v1.HostService.Start:input_type -> dals.host.v1.StartRequest
+	28, // 36: dals.host.v1.HostService.Restart:input_type -> dals.host.v1.RestartRequest
+	30, // 37: dals.host.v1.HostService.Upgrade:input_type -> dals.host.v1.UpgradeRequest
+	32, // 38: dals.host.v1.HostService.Send:input_type -> dals.host.v1.SendRequest
+	34, // 39: dals.host.v1.HostService.StreamLogs:input_type -> dals.host.v1.StreamLogsRequest
+	36, // 40: dals.host.v1.HostService.StreamEvents:input_type -> dals.host.v1.StreamEventsRequest
+	39, // 41: dals.host.v1.HostService.AddClient:input_type -> dals.host.v1.AddClientRequest
+	41, // 42: dals.host.v1.HostService.ListClients:input_type -> dals.host.v1.ListClientsRequest
+	43, // 43: dals.host.v1.HostService.RevokeClient:input_type -> dals.host.v1.RevokeClientRequest
+	46, // 44: dals.host.v1.HostService.Backup:input_type -> dals.host.v1.BackupRequest
+	48, // 45: dals.host.v1.HostService.CollectGarbage:input_type -> dals.host.v1.CollectGarbageRequest
+	51, // 46: dals.host.v1.HostService.Down:input_type -> dals.host.v1.DownRequest
+	1,  // 47: dals.host.v1.HostService.GetStatus:output_type -> dals.host.v1.GetStatusResponse
+	3,  // 48: dals.host.v1.HostService.ListTypes:output_type -> dals.host.v1.ListTypesResponse
+	6,  // 49: dals.host.v1.HostService.ListPlugins:output_type -> dals.host.v1.ListPluginsResponse
+	11, // 50: dals.host.v1.HostService.Forge:output_type -> dals.host.v1.ForgeResponse
+	17, // 51: dals.host.v1.HostService.ListWorkers:output_type -> dals.host.v1.ListWorkersResponse
+	19, // 52: dals.host.v1.HostService.GetWorker:output_type -> dals.host.v1.GetWorkerResponse
+	23, // 53: dals.host.v1.HostService.Retire:output_type -> dals.host.v1.RetireResponse
+	25, // 54: dals.host.v1.HostService.Stop:output_type -> dals.host.v1.StopResponse
+	27, // 55: dals.host.v1.HostService.Start:output_type -> dals.host.v1.StartResponse
+	29, // 56: dals.host.v1.HostService.Restart:output_type -> dals.host.v1.RestartResponse
+	31, // 57: dals.host.v1.HostService.Upgrade:output_type -> dals.host.v1.UpgradeResponse
+	33, // 58: dals.host.v1.HostService.Send:output_type -> dals.host.v1.SendResponse
+	35, // 59: dals.host.v1.HostService.StreamLogs:output_type -> dals.host.v1.StreamLogsResponse
+	37, // 60: dals.host.v1.HostService.StreamEvents:output_type -> dals.host.v1.StreamEventsResponse
+	40, // 61: dals.host.v1.HostService.AddClient:output_type -> dals.host.v1.AddClientResponse
+	42, // 62: dals.host.v1.HostService.ListClients:output_type -> dals.host.v1.ListClientsResponse
+	44, // 63: dals.host.v1.HostService.RevokeClient:output_type -> dals.host.v1.RevokeClientResponse
+	47, // 64: dals.host.v1.HostService.Backup:output_type -> dals.host.v1.BackupResponse
+	49, // 65: dals.host.v1.HostService.CollectGarbage:output_type -> dals.host.v1.CollectGarbageResponse
+	52, // 66: dals.host.v1.HostService.Down:output_type -> dals.host.v1.DownResponse
+	47, // [47:67] is the sub-list for method output_type
+	27, // [27:47] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_host_v1_host_proto_init() }
@@ -3649,7 +3866,7 @@ func file_host_v1_host_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_host_v1_host_proto_rawDesc), len(file_host_v1_host_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   50,
+			NumMessages:   53,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

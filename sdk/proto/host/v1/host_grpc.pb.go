@@ -35,6 +35,7 @@ const (
 	HostService_Upgrade_FullMethodName        = "/dals.host.v1.HostService/Upgrade"
 	HostService_Send_FullMethodName           = "/dals.host.v1.HostService/Send"
 	HostService_StreamLogs_FullMethodName     = "/dals.host.v1.HostService/StreamLogs"
+	HostService_StreamEvents_FullMethodName   = "/dals.host.v1.HostService/StreamEvents"
 	HostService_AddClient_FullMethodName      = "/dals.host.v1.HostService/AddClient"
 	HostService_ListClients_FullMethodName    = "/dals.host.v1.HostService/ListClients"
 	HostService_RevokeClient_FullMethodName   = "/dals.host.v1.HostService/RevokeClient"
@@ -73,6 +74,8 @@ type HostServiceClient interface {
 	// Send puts one signed envelope through the gate and waits for its result.
 	Send(ctx context.Context, in *SendRequest, opts ...grpc.CallOption) (*SendResponse, error)
 	StreamLogs(ctx context.Context, in *StreamLogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[StreamLogsResponse], error)
+	// StreamEvents tells what happened to workers, oldest first, from the record.
+	StreamEvents(ctx context.Context, in *StreamEventsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[StreamEventsResponse], error)
 	AddClient(ctx context.Context, in *AddClientRequest, opts ...grpc.CallOption) (*AddClientResponse, error)
 	ListClients(ctx context.Context, in *ListClientsRequest, opts ...grpc.CallOption) (*ListClientsResponse, error)
 	RevokeClient(ctx context.Context, in *RevokeClientRequest, opts ...grpc.CallOption) (*RevokeClientResponse, error)
@@ -232,6 +235,25 @@ func (c *hostServiceClient) StreamLogs(ctx context.Context, in *StreamLogsReques
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type HostService_StreamLogsClient = grpc.ServerStreamingClient[StreamLogsResponse]
 
+func (c *hostServiceClient) StreamEvents(ctx context.Context, in *StreamEventsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[StreamEventsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &HostService_ServiceDesc.Streams[1], HostService_StreamEvents_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[StreamEventsRequest, StreamEventsResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type HostService_StreamEventsClient = grpc.ServerStreamingClient[StreamEventsResponse]
+
 func (c *hostServiceClient) AddClient(ctx context.Context, in *AddClientRequest, opts ...grpc.CallOption) (*AddClientResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(AddClientResponse)
@@ -264,7 +286,7 @@ func (c *hostServiceClient) RevokeClient(ctx context.Context, in *RevokeClientRe
 
 func (c *hostServiceClient) Backup(ctx context.Context, in *BackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BackupResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &HostService_ServiceDesc.Streams[1], HostService_Backup_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &HostService_ServiceDesc.Streams[2], HostService_Backup_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -331,6 +353,8 @@ type HostServiceServer interface {
 	// Send puts one signed envelope through the gate and waits for its result.
 	Send(context.Context, *SendRequest) (*SendResponse, error)
 	StreamLogs(*StreamLogsRequest, grpc.ServerStreamingServer[StreamLogsResponse]) error
+	// StreamEvents tells what happened to workers, oldest first, from the record.
+	StreamEvents(*StreamEventsRequest, grpc.ServerStreamingServer[StreamEventsResponse]) error
 	AddClient(context.Context, *AddClientRequest) (*AddClientResponse, error)
 	ListClients(context.Context, *ListClientsRequest) (*ListClientsResponse, error)
 	RevokeClient(context.Context, *RevokeClientRequest) (*RevokeClientResponse, error)
@@ -389,6 +413,9 @@ func (UnimplementedHostServiceServer) Send(context.Context, *SendRequest) (*Send
 }
 func (UnimplementedHostServiceServer) StreamLogs(*StreamLogsRequest, grpc.ServerStreamingServer[StreamLogsResponse]) error {
 	return status.Error(codes.Unimplemented, "method StreamLogs not implemented")
+}
+func (UnimplementedHostServiceServer) StreamEvents(*StreamEventsRequest, grpc.ServerStreamingServer[StreamEventsResponse]) error {
+	return status.Error(codes.Unimplemented, "method StreamEvents not implemented")
 }
 func (UnimplementedHostServiceServer) AddClient(context.Context, *AddClientRequest) (*AddClientResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method AddClient not implemented")
@@ -656,6 +683,17 @@ func _HostService_StreamLogs_Handler(srv interface{}, stream grpc.ServerStream) 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type HostService_StreamLogsServer = grpc.ServerStreamingServer[StreamLogsResponse]
 
+func _HostService_StreamEvents_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(StreamEventsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(HostServiceServer).StreamEvents(m, &grpc.GenericServerStream[StreamEventsRequest, StreamEventsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type HostService_StreamEventsServer = grpc.ServerStreamingServer[StreamEventsResponse]
+
 func _HostService_AddClient_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(AddClientRequest)
 	if err := dec(in); err != nil {
@@ -837,6 +875,11 @@ var HostService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "StreamLogs",
 			Handler:       _HostService_StreamLogs_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "StreamEvents",
+			Handler:       _HostService_StreamEvents_Handler,
 			ServerStreams: true,
 		},
 		{

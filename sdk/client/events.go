@@ -1,0 +1,64 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"time"
+
+	hostv1 "github.com/dals-host/dals-host/sdk/proto/host/v1"
+)
+
+// EventsRequest asks what happened to workers.
+type EventsRequest struct {
+	Worker string // a name or a serial; empty for all
+	// Follow goes on with what happens until the context ends.
+	Follow bool
+	// Since leaves out what happened before.
+	Since time.Time
+}
+
+// Event is one thing that happened to a worker.
+type Event struct {
+	At Time `json:"at"`
+	// Event is forged, forge_failed, lost, restarted, failed, stopped, started,
+	// upgraded or retired.
+	Event        string `json:"event"`
+	WorkerName   string `json:"worker_name"`
+	WorkerSerial string `json:"worker_serial"`
+	Reason       string `json:"reason,omitempty"`
+	LogIndex     uint64 `json:"log_index"` // of the record's entry that says so
+}
+
+// Events gives what happened to workers, oldest first, as the record has it. The
+// first error is the last thing that it gives.
+func (c *Client) Events(ctx context.Context, r EventsRequest) iter.Seq2[Event, error] {
+	request := &hostv1.StreamEventsRequest{Worker: r.Worker, Follow: r.Follow}
+	if !r.Since.IsZero() {
+		request.SinceUnixMs = r.Since.UnixMilli()
+	}
+	return func(yield func(Event, error) bool) {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		stream, err := c.host.StreamEvents(ctx, request)
+		for err == nil {
+			var batch *hostv1.StreamEventsResponse
+			if batch, err = stream.Recv(); err != nil {
+				break
+			}
+			for _, e := range batch.GetEvents() {
+				if !yield(Event{
+					At: timeOf(e.GetAt()), Event: e.GetEvent(), WorkerName: e.GetWorkerName(), WorkerSerial: e.GetWorkerSerial(),
+					Reason: e.GetReason(), LogIndex: e.GetLogIndex(),
+				}, nil) {
+					return
+				}
+			}
+		}
+		if !errors.Is(err, io.EOF) {
+			yield(Event{}, fmt.Errorf("read events: %w", c.fault(ctx, err)))
+		}
+	}
+}
