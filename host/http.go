@@ -51,7 +51,10 @@ func (h *Host) portHealth(serial worker.Serial) ports.Health {
 		Live: health.Connected && health.Missed < 2, VaultIntegrity: view.VaultIntegrity,
 		LastHeartbeat: health.Last, Missed: health.Missed, Restarts: w.Restarts,
 		TasksInFlight: health.InFlight, TasksDone: health.Done, TasksFailed: health.Failed, RSSBytes: health.RSSBytes,
-		Limits: view.Allowed, Usage: view.Usage,
+		Usage: view.Usage,
+	}
+	if w.Launcher != launcherProcess { // which enforces none
+		p.Limits = view.Allowed
 	}
 	if len(w.Grants) > 0 {
 		t := ports.Traffic(h.doors.Traffic(serial))

@@ -60,10 +60,10 @@ worker_manifest.json as they are on disk.`,
 }
 
 func workerTable(t *table, workers []client.Worker) {
-	t.row("NAME", "TYPE", "VERSION", "SERIAL", "CLASS", "PORT", "STATE", "VAULT", "HEARTBEAT", "MEM", "CPU")
+	t.row("NAME", "TYPE", "VERSION", "SERIAL", "CLASS", "PORT", "STATE", "VAULT", "HEARTBEAT", "MEM", "CPU", "PIDS")
 	for _, w := range workers {
 		t.row(w.WorkerName, w.WorkerType, w.TypeVersion, w.WorkerSerial, w.ClassCode, portWord(w),
-			w.State, vaultWord(w), heartbeatWord(w), memoryWord(w), cpuWord(w))
+			w.State, vaultWord(w), heartbeatWord(w), memoryWord(w), cpuWord(w), pidsWord(w))
 	}
 }
 
@@ -185,6 +185,14 @@ func cpuWord(w client.Worker) string {
 		return "-"
 	}
 	return (time.Duration(w.Usage.CPUTimeMs) * time.Millisecond).String()
+}
+
+// pidsWord counts processes and threads.
+func pidsWord(w client.Worker) string {
+	if w.Usage == nil {
+		return "-"
+	}
+	return strconv.FormatInt(w.Usage.PIDs, 10)
 }
 
 func limitsText(t *table, w client.Worker) {

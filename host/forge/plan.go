@@ -166,7 +166,11 @@ func planManifest(j *job) string { return names(seals(j.worker, nil, nil)) }
 func planPromote(j *job) string { return "workers/instances/" + string(j.worker.Serial) + "/" }
 
 func (f *Forge) planCreate(j *job) string {
-	return fmt.Sprintf("a worker of the %s launcher, %s", f.Launcher.Name(), limitWords(f.Spec(j.worker).Limits))
+	made := fmt.Sprintf("a worker of the %s launcher, %s", f.Launcher.Name(), limitWords(f.Spec(j.worker).Limits))
+	if j.worker.ImageDigest == "" {
+		made += ", none of them enforced" // it is a plain process
+	}
+	return made
 }
 
 func planStart(*job) string { return "a running worker" }

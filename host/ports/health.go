@@ -22,7 +22,7 @@ type Health struct {
 	TasksDone      uint64        // since the worker's process began
 	TasksFailed    uint64        // since the worker's process began
 	RSSBytes       uint64        // as the worker itself tells
-	Limits         worker.Limits // what it may use
+	Limits         worker.Limits // what it may use; zero where nothing enforces it
 	Usage          worker.Usage  // what it uses, as the host has just read it; zero where it does not run
 	// Traffic of its door since the host began; nil for a worker without one.
 	Traffic *Traffic
