@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -29,6 +30,8 @@ const (
 	// maxHello is how many attempts a Hello may name: the sdk's workers have at
 	// most 256 in flight and 512 kept.
 	maxHello = 4096
+	// lastWords bounds how long what a worker sent before it ended is read.
+	lastWords = 5 * time.Second
 	// maxBeat bounds a heartbeat, in bytes.
 	maxBeat = 64 << 10
 )
@@ -56,16 +59,40 @@ func (s *session) connect(ctx context.Context) (lived time.Duration, err error) 
 	}
 	var streams sync.WaitGroup
 	defer streams.Wait()
-	start := func(f func() error) { streams.Go(func() { cancel(f()) }) }
+	read := make(chan struct{})
+	start := func(f func() error) {
+		streams.Go(func() {
+			err := f()
+			l.hearOut(err, read)
+			cancel(err)
+		})
+	}
 	start(func() error { return l.write(exchange) })
 	start(func() error { return s.pulse.run(ctx, s.worker.Serial, beats) })
-	start(func() error { return newInbox(s, l, cancel).run(ctx, exchange) })
+	streams.Go(func() {
+		defer close(read)
+		cancel(newInbox(s, l, cancel).run(ctx, exchange))
+	})
 	began := time.Now()
 	s.setLink(l)
 	defer s.setLink(nil)
 	s.settleHello(l, hello)
 	<-ctx.Done()
 	return time.Since(began), context.Cause(ctx)
+}
+
+// hearOut waits until everything is read that a worker sent before another of its
+// streams ended for err, or for no longer than enough says. A worker that ends
+// closes them all, in no order, and its last results are in one of them.
+func (l *link) hearOut(err error, enough <-chan struct{}) {
+	if errors.Is(err, worker.ErrInvalid) {
+		return
+	}
+	select {
+	case <-enough:
+	case <-l.done:
+	case <-time.After(lastWords):
+	}
 }
 
 // openExchange opens the envelope stream and reads the Hello that begins it.

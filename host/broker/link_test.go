@@ -117,6 +117,51 @@ func TestHelloTellsOfOthers(t *testing.T) {
 	}
 }
 
+// TestLastWords: a worker that ends closes its streams in any order, and is
+// detached as soon as it has ended; what it gave before that counts.
+func TestLastWords(t *testing.T) {
+	t.Parallel()
+	for name, detach := range map[string]bool{"heartbeats end first": false, "detached": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f, asked := &fake{}, make(chan struct{})
+			f.beat = func(stream workerv1.WorkerService_HeartbeatServer) error {
+				err := stream.Send(&workerv1.HeartbeatResponse{Serial: string(serial), VaultIntegrity: true})
+				<-asked
+				return err
+			}
+			f.exchange = func(stream exchangeStream) error {
+				err := hello(stream, nil)
+				request, failed := stream.Recv()
+				if err := errors.Join(err, failed); err != nil {
+					return err
+				}
+				close(asked)
+				select {
+				case <-stream.Context().Done(): // it is cut
+					return stream.Context().Err()
+				case <-time.After(300 * time.Millisecond):
+					return give(stream, f.answer(request.GetDelivery(), []byte("bye")))
+				}
+			}
+			r := up(t, f)
+			detached := make(chan struct{})
+			go func() {
+				defer close(detached)
+				<-asked
+				if detach {
+					r.Detach(t.Context(), serial)
+				}
+			}()
+			reply, err := r.send(t.Context(), 1, time.Minute)
+			if err != nil || string(reply.Result.GetPayload()) != "bye" {
+				t.Errorf("%s, %v", reply.Result.GetPayload(), err)
+			}
+			<-detached
+		})
+	}
+}
+
 // TestReconnectStorm: a link that does not last earns no eager start, and one
 // reason is told once.
 func TestReconnectStorm(t *testing.T) {

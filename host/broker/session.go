@@ -52,18 +52,29 @@ func (b *Broker) Attach(w worker.Worker, dir string) {
 	})
 }
 
-// Detach ends a worker's session and closes what it still owed.
+// Detach ends a worker's session and closes what it still owed. What the worker
+// gave before it ended counts.
 func (b *Broker) Detach(ctx context.Context, serial worker.Serial) {
 	b.mu.Lock()
 	s := b.sessions[serial]
 	delete(b.sessions, serial)
 	b.mu.Unlock()
 	if s != nil {
+		s.hearOut(ctx)
 		s.cancel()
 		<-s.ended
 	}
 	b.lose(ctx, b.outstanding(func(d *delivery) bool { return d.Serial == serial }),
 		fmt.Errorf("worker %s was taken out of service: %w", serial, worker.ErrUnavailable))
+}
+
+// hearOut reads what a worker that has ended sent before, if it owes anything.
+func (s *session) hearOut(ctx context.Context) {
+	l := s.current()
+	if l == nil || len(s.b.outstanding(func(d *delivery) bool { return d.Serial == s.worker.Serial })) == 0 {
+		return
+	}
+	l.hearOut(nil, ctx.Done())
 }
 
 func (b *Broker) session(serial worker.Serial) *session {
