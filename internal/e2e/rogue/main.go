@@ -3,10 +3,13 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
+	"os/signal"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/dals-host/dals-host/sdk"
@@ -29,7 +32,9 @@ func main() {
 		Tasks: []sdk.Task{
 			sdk.Func("rogue.panic", "Panics.", panics),
 			sdk.Func("rogue.hang", "Ignores its deadline and answers n ms after it began.", hang),
+			sdk.Func("rogue.linger", "Says in state/ that it waits for SIGTERM, and that it was told; then waits for state/end.", linger),
 			sdk.Func("rogue.exit", "Ends its process with exit code n.", exit),
+			sdk.Func("rogue.eat", "Keeps n MiB of memory.", eat),
 			sdk.Func("rogue.flood", "Writes n KiB to stdout and to stderr.", flood),
 			sdk.Func("rogue.spew", "Goes on writing to stderr for n ms after it answered, and counts the MiB in state/.", spew),
 			sdk.Func("rogue.huge", "Answers with n KiB.", huge),
@@ -43,6 +48,34 @@ func panics(context.Context, amount) (text, error) { panic("as asked") }
 func hang(_ context.Context, in amount) (text, error) {
 	time.Sleep(time.Duration(in.N) * time.Millisecond) // deaf to its context: that is the misbehaviour
 	return text{"too late"}, nil
+}
+
+func linger(ctx context.Context, _ amount) (text, error) {
+	state := sdk.FromContext(ctx).StateDir()
+	told := make(chan os.Signal, 1)
+	signal.Notify(told, syscall.SIGTERM)
+	defer signal.Stop(told)
+	if err := os.WriteFile(state+"/lingers", nil, 0o600); err != nil {
+		return text{}, err
+	}
+	<-told
+	if err := os.WriteFile(state+"/told", nil, 0o600); err != nil {
+		return text{}, err
+	}
+	for {
+		if _, err := os.Stat(state + "/end"); err == nil {
+			return text{"it ends well"}, nil
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func eat(_ context.Context, in amount) (text, error) {
+	var kept [][]byte
+	for range in.N {
+		kept = append(kept, bytes.Repeat([]byte{1}, 1<<20)) // written, so that it is really there
+	}
+	return text{fmt.Sprintf("%d MiB", len(kept))}, nil
 }
 
 func exit(_ context.Context, in amount) (text, error) {

@@ -1,0 +1,164 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/dals-host/dals-host/host/record"
+	"github.com/dals-host/dals-host/sdk/client"
+)
+
+// events are what happened to a worker, each with its reason.
+func (h *host) events(worker string) (all []string) {
+	h.t.Helper()
+	for e, err := range h.client.Events(h.t.Context(), client.EventsRequest{Worker: worker}) {
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		all = append(all, strings.TrimSuffix(e.Event+": "+e.Reason, ": "))
+	}
+	return all
+}
+
+// back waits until the worker was started again.
+func (h *host) back(worker string) {
+	h.t.Helper()
+	h.eventually(worker+" is back", func() error {
+		if w := h.worker(worker); w.State != "live" || w.Restarts != 1 {
+			return fmt.Errorf("%s, %d restarts: %s", w.State, w.Restarts, w.StateReason)
+		}
+		return nil
+	})
+}
+
+// TestEndsAreNamed ends workers of containers by exit, signal, memory and a broken
+// folder: events and log say which, also to the next host.
+func TestEndsAreNamed(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, "containerd")
+	n := func(n int) map[string]int { return map[string]int{"n": n} }
+	h.forge("exits", "rogue")
+	killed := h.forge("killed", "rogue")
+	broken := h.forge("broken", "rogue")
+	glutton, err := h.client.Forge(t.Context(), client.ForgeRequest{Name: "glutton", Type: "rogue", ClassCode: "A1", Limits: client.Limits{MemoryBytes: 32 << 20}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if w := h.worker("glutton"); w.Limits.MemoryBytes != 32<<20 || w.Usage == nil || w.Usage.MemoryBytes <= 0 || w.Usage.MemoryBytes > 32<<20 || w.Usage.CPUTimeMs <= 0 {
+		t.Errorf("limits %+v, usage %+v", w.Limits, w.Usage)
+	}
+	_, _ = h.send("exits", "rogue.exit", n(7))
+	_, _ = h.send("glutton", "rogue.eat", n(64))
+	h.signal(killed.WorkerSerial, syscall.SIGKILL)
+	config := filepath.Join(h.dir, "workers/instances", broken.WorkerSerial, "config.json")
+	if err := errors.Join(os.Chmod(config, 0o600), os.WriteFile(config, []byte(`{"other":1}`), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	h.signal(broken.WorkerSerial, syscall.SIGKILL)
+	for _, name := range []string{"exits", "glutton", "killed"} {
+		h.back(name)
+	}
+	h.eventually("broken has failed", func() error {
+		if w := h.worker("broken"); w.State != "failed" {
+			return fmt.Errorf("%s: %s", w.State, w.StateReason)
+		}
+		return nil
+	})
+	if reason := h.worker("broken").StateReason; !strings.Contains(reason, "; its log ends: ") {
+		t.Errorf("failed without its last output: %s", reason)
+	}
+	if !strings.Contains(h.log.String(), "out of memory") {
+		t.Error("the host's log does not tell of the memory")
+	}
+	h.kill()
+	h.start()
+	for name, want := range map[string][]string{
+		"exits":              {"forged", "lost: exit code 7", "restarted"},
+		"killed":             {"forged", "lost: killed by SIGKILL", "restarted"},
+		glutton.WorkerSerial: {"forged", "lost: killed by SIGKILL, out of memory", "restarted"},
+	} {
+		if got := h.events(name); !slices.Equal(got, want) {
+			t.Errorf("events of %s: %q, want %q", name, got, want)
+		}
+	}
+	if got := h.events("broken"); len(got) != 3 || got[1] != "lost: killed by SIGKILL" || !strings.HasPrefix(got[2], "failed: ") {
+		t.Errorf("events of broken: %q", got)
+	}
+}
+
+// TestStopDrains stops workers that are busy: from then on they take nothing new;
+// what ends within the grace counts, and who waits for anything else is told.
+func TestStopDrains(t *testing.T) {
+	t.Parallel()
+	for _, launcher := range []string{"containerd", "process"} {
+		t.Run(launcher, func(t *testing.T) {
+			t.Parallel()
+			h := newHost(t, launcher)
+			result, told := h.stopBusy("finishes", patience, func(state string) {
+				if err := os.WriteFile(filepath.Join(state, "end"), nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			})
+			if told != nil || !strings.Contains(string(result.Result), "it ends well") {
+				t.Errorf("finishes: %s, %v", result.Result, told)
+			}
+			_, told = h.stopBusy("is-cut", 500*time.Millisecond, func(string) {})
+			if codeOf(told) != "unavailable" || !strings.Contains(told.Error(), "was taken out of service") {
+				t.Errorf("is-cut: the caller is told %v (%s)", told, codeOf(told))
+			}
+			var ends []string
+			for _, e := range h.entries() {
+				if e.Kind == record.Result {
+					ends = append(ends, e.Envelope.Status)
+				}
+			}
+			if want := []string{"ok", "lost"}; !slices.Equal(ends, want) {
+				t.Errorf("results in the record: %q, want %q", ends, want)
+			}
+		})
+	}
+}
+
+// stopBusy forges a worker, stops it within a task, and gives what the task's
+// caller hears. meanwhile runs between SIGTERM and the end, with its state folder.
+func (h *host) stopBusy(name string, grace time.Duration, meanwhile func(state string)) (result client.Result, told error) {
+	h.t.Helper()
+	state := filepath.Join(h.dir, "workers/instances", h.forge(name, "rogue").WorkerSerial, "state")
+	has := func(file string) {
+		h.t.Helper()
+		h.eventually(name+" "+file, func() error {
+			_, err := os.Stat(filepath.Join(state, file))
+			return err
+		})
+	}
+	var calls sync.WaitGroup
+	calls.Go(func() { result, told = h.send(name, "rogue.linger", map[string]int{"n": 0}) })
+	has("lingers")
+	began := time.Now()
+	calls.Go(func() {
+		if _, err := h.client.Stop(h.t.Context(), name, grace); err != nil {
+			h.t.Errorf("stop %s: %v", name, err)
+		}
+		if took := time.Since(began); took > grace+patience/2 {
+			h.t.Errorf("stop %s took %s", name, took)
+		}
+	})
+	has("told")
+	if _, err := h.send(name, "rogue.count", map[string]int{"n": 0}); codeOf(err) != "worker_unavailable" {
+		h.t.Errorf("%s: a worker that is being stopped was asked for more: %v", name, err)
+	}
+	meanwhile(state)
+	calls.Wait()
+	if w := h.worker(name); w.State != "stopped" || len(h.pids(w.WorkerSerial)) != 0 {
+		h.t.Errorf("%s is %s, processes %v", name, w.State, h.pids(w.WorkerSerial))
+	}
+	return result, told
+}
