@@ -101,8 +101,8 @@ func factsText(t *table, w client.Worker) {
 	t.row("port", reasoned(strconv.Itoa(w.Port), w.PortFault))
 	t.row("launcher", w.Launcher)
 	t.row("state", reasoned(w.State, w.StateReason))
-	if w.Restarts > 0 {
-		t.row("restarts", strconv.Itoa(w.Restarts))
+	if w.Restarts > 0 || w.RestartTries > 0 {
+		t.row("restarts", fmt.Sprintf("%d, %d tried since it was last healthy", w.Restarts, w.RestartTries))
 	}
 	grantText(t, w)
 	t.row("vault", reasoned("vault_integrity="+strconv.FormatBool(w.VaultIntegrity), w.VaultFault))

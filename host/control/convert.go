@@ -38,7 +38,8 @@ func WorkerProto(v WorkerView) *hostv1.Worker {
 		RetiredAt: timestamp(v.RetiredAt),
 		Restarts:  int32(v.Restarts),
 
-		Grants: v.Grants, NotGranted: v.NotGranted,
+		RestartTries: int32(v.RestartTries),
+		Grants:       v.Grants, NotGranted: v.NotGranted,
 		Limits: limitsProto(v.Allowed),
 		Usage:  usageProto(v.Usage),
 	}

@@ -259,7 +259,7 @@ func (f *Forge) turnTo(ctx context.Context, w worker.Worker, to worker.State, ki
 			return err
 		}
 		w = now
-		w.State, w.StateReason = to, ""
+		w.State, w.StateReason, w.RestartTries = to, "", 0 // whoever asks for it lets the worker begin anew
 		if to != worker.StateLive {
 			w.StateReason = record.Text(why)
 		}

@@ -231,7 +231,7 @@ func (f *Forge) recordUpgrade(ctx context.Context, j *job) error {
 		from, next := w.TypeVersion, j.worker
 		w.TypeVersion, w.PluginDigest, w.Config, w.Grants = next.TypeVersion, next.PluginDigest, next.Config, next.Grants
 		w.ImageDigest, w.ManifestSHA256 = next.ImageDigest, next.ManifestSHA256
-		w.State, w.StateReason = next.State, next.StateReason
+		w.State, w.StateReason, w.RestartTries = next.State, next.StateReason, 0
 		j.worker = w
 		if err := tx.DeleteMeta(beforeKey(w.Serial)); err != nil {
 			return err

@@ -73,6 +73,9 @@ func (f filling) of(version string) filling {
 		if version < "00003" {
 			f.workers[i].Limits = worker.Limits{}
 		}
+		if version < "00004" {
+			f.workers[i].RestartTries = 0
+		}
 	}
 	return f
 }

@@ -36,6 +36,7 @@ func (tx *Tx) InsertWorker(w worker.Worker) error {
 			RequestSha256: w.RequestSHA256, Restarts: w.Restarts, CreatedAt: millis(w.CreatedAt), RetiredAt: millis(w.RetiredAt),
 			Grants:      strings.Join(w.Grants, " "),
 			MemoryBytes: w.Limits.MemoryBytes, CpuMillis: w.Limits.CPUMillis, Pids: w.Limits.PIDs,
+			RestartTries: w.RestartTries,
 		})
 	})
 }
@@ -65,6 +66,7 @@ func (tx *Tx) UpdateWorker(w worker.Worker) error {
 			RequestSha256: w.RequestSHA256, Restarts: w.Restarts, CreatedAt: millis(w.CreatedAt), RetiredAt: millis(w.RetiredAt),
 			Grants:      strings.Join(w.Grants, " "),
 			MemoryBytes: w.Limits.MemoryBytes, CpuMillis: w.Limits.CPUMillis, Pids: w.Limits.PIDs,
+			RestartTries: w.RestartTries,
 		})
 	})
 }
@@ -174,8 +176,9 @@ func workerOf(row sqlcgen.Worker) worker.Worker {
 		State: row.State, StateReason: row.StateReason, Launcher: row.Launcher, PublicKey: row.PublicKey, Glyph: row.Glyph,
 		ManifestSHA256: row.ManifestSha256, ImageDigest: row.ImageDigest, Config: row.Config,
 		RequestSHA256: row.RequestSha256, Restarts: row.Restarts, CreatedAt: instant(row.CreatedAt), RetiredAt: instant(row.RetiredAt),
-		Grants: grantsOf(row.Grants),
-		Limits: worker.Limits{MemoryBytes: row.MemoryBytes, CPUMillis: row.CpuMillis, PIDs: row.Pids},
+		Grants:       grantsOf(row.Grants),
+		Limits:       worker.Limits{MemoryBytes: row.MemoryBytes, CPUMillis: row.CpuMillis, PIDs: row.Pids},
+		RestartTries: row.RestartTries,
 	}
 }
 

@@ -20,7 +20,7 @@ func whole(serial worker.Serial) worker.Worker {
 		Model: serial.Model(), LedgerCode: "A1-000001", Port: 20001, UID: 70000, State: worker.StateLive, StateReason: "well",
 		Launcher: "process", PublicKey: []byte{1, 2, 3}, Glyph: "+--+\n|o |", ManifestSHA256: "bb", ImageDigest: "cc",
 		Config: []byte(`{"a":1}`), Grants: []string{"egress:a.org:443", "egress:b.org:80"}, RequestSHA256: "dd", Restarts: 3, CreatedAt: at, RetiredAt: at.Add(time.Hour),
-		Limits: worker.Limits{MemoryBytes: 32 << 20, CPUMillis: 250, PIDs: 32},
+		Limits: worker.Limits{MemoryBytes: 32 << 20, CPUMillis: 250, PIDs: 32}, RestartTries: 4,
 	}
 }
 
@@ -63,7 +63,7 @@ func TestWorkerRoundTrip(t *testing.T) {
 	want.Name, want.TypeVersion, want.PluginDigest, want.Port, want.State, want.StateReason = "Max", "2.0.0", "ee", 2, worker.StateFailed, "ill"
 	want.Launcher, want.PublicKey, want.Glyph, want.ManifestSHA256, want.ImageDigest = "containerd", []byte{9}, "x", "ff", "gg"
 	want.Config, want.RequestSHA256, want.Restarts, want.RetiredAt = []byte("{}"), "hh", 4, time.Time{}
-	want.Limits = worker.Limits{MemoryBytes: 64 << 20, CPUMillis: 500, PIDs: 64}
+	want.Limits, want.RestartTries = worker.Limits{MemoryBytes: 64 << 20, CPUMillis: 500, PIDs: 64}, 5
 	update(t, r, func(tx *Tx) error {
 		if err := tx.UpdateWorker(want); err != nil {
 			return err

@@ -31,12 +31,17 @@ type pace struct {
 	count   int  // of the restarts since then
 }
 
-func newPace(t timing) *pace {
+// newPace goes on after so many restarts, also those of an earlier host.
+func newPace(t timing, tries int) *pace {
 	b := &backoff.ExponentialBackOff{
 		InitialInterval: t.first, RandomizationFactor: jitter, Multiplier: 2, MaxInterval: t.most,
 	}
 	b.Reset()
-	return &pace{timing: t, backOff: b}
+	p := &pace{timing: t, backOff: b, count: tries}
+	for range min(tries, t.restarts) {
+		p.delay()
+	}
+	return p
 }
 
 // lived takes note of how long the worker ran before it ended.

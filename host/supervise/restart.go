@@ -18,8 +18,10 @@ import (
 // why is what ended it.
 func (s *Supervisor) revive(ctx context.Context, w worker.Worker, p *pace, why string) error {
 	for p.count < p.restarts {
-		sleep(ctx, p.delay())
-		err := s.inTurn(ctx, w)
+		if sleep(ctx, p.delay()); ctx.Err() != nil {
+			return ctx.Err() // a try that was not begun is none
+		}
+		err := s.inTurn(ctx, w, p.count+1)
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
@@ -32,9 +34,30 @@ func (s *Supervisor) revive(ctx context.Context, w worker.Worker, p *pace, why s
 			return s.note(ctx, w, worker.StateLive, record.WorkerRestarted, "")
 		}
 		why = err.Error()
+		s.tried(ctx, w, p.count, why)
+		s.Changed(w.Serial)
 		s.Logger.Warn("worker did not come back; trying again", "worker", w.Name, "serial", w.Serial, "error", err)
 	}
 	return s.fail(ctx, w, fmt.Errorf("%d restarts without %s of health: %s", p.count, p.healthy, why))
+}
+
+// tried writes down how many restarts were tried since the worker was healthy, for
+// the host that comes next, and why the last one failed, if it has. Where that
+// cannot be written the next host begins with fewer, which does no harm.
+func (s *Supervisor) tried(ctx context.Context, w worker.Worker, count int, why string) {
+	err := s.Registry.Update(ctx, func(tx *registry.Tx) error {
+		row, err := tx.Worker(w.Serial)
+		if err != nil || row.State != worker.StateLive && row.State != worker.StateRestarting {
+			return err // it is not to be kept any more
+		}
+		if row.RestartTries = count; why != "" {
+			row.StateReason = record.Text(why)
+		}
+		return tx.UpdateWorker(row)
+	})
+	if err != nil && ctx.Err() == nil {
+		s.Logger.Warn("restarts are not counted for the next host", "worker", w.Name, "serial", w.Serial, "error", err)
+	}
 }
 
 // isOfDisk says whether it is the disk that an attempt failed for.
@@ -43,14 +66,16 @@ func isOfDisk(err error) bool {
 		func(e syscall.Errno) bool { return errors.Is(err, e) })
 }
 
-// inTurn restarts the worker when few enough others are being restarted.
-func (s *Supervisor) inTurn(ctx context.Context, w worker.Worker) error {
+// inTurn restarts the worker when few enough others are being restarted. It is the
+// try of that number since the worker was healthy.
+func (s *Supervisor) inTurn(ctx context.Context, w worker.Worker, try int) error {
 	select {
 	case s.slots <- struct{}{}:
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 	defer func() { <-s.slots }()
+	s.tried(ctx, w, try, "") // first: the host may end with it
 	return s.restart(ctx, w)
 }
 
@@ -74,8 +99,8 @@ func (s *Supervisor) restart(ctx context.Context, w worker.Worker) error {
 }
 
 // fail ends a worker that cannot be healthy: it is stopped and stays so, and what
-// it said last stands with the reason. It
-// returns why, or what kept it from being written down.
+// it said last stands with the reason. It returns why, or what kept it from being
+// written down.
 func (s *Supervisor) fail(ctx context.Context, w worker.Worker, why error) error {
 	err := s.insist(ctx, w, "stop failed worker", func() error { return s.Launcher.Stop(ctx, w.Serial, stopGrace) })
 	if err != nil {

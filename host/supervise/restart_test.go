@@ -89,13 +89,61 @@ func TestPause(t *testing.T) {
 		t.Fatalf("%d starts: the second did not wait", n)
 	}
 	g.Release(w.Serial) // must not wait for the hour
-	g.Keep(g.row(w.Serial))
+	row := g.row(w.Serial)
+	g.Keep(row)
+	time.Sleep(20 * time.Millisecond)
+	if n := g.launcher.started(w.Serial); n != 1 {
+		t.Fatalf("%d starts: another host did not wait", n)
+	}
+	g.Release(w.Serial)
+	row.RestartTries = 0 // somebody has asked for it
+	g.Keep(row)
 	g.is(w.Serial, worker.StateLive, 2)
+}
+
+// TestTriesOutliveHosts hands a worker over that crashes in a loop, as the end of
+// a host does: all hosts together start it no more often than one.
+func TestTriesOutliveHosts(t *testing.T) {
+	t.Parallel()
+	g := newRig(t)
+	w := g.worker(worker.StateLive)
+	g.launcher.diesAt = func(int) bool { return true }
+	g.launcher.end(w.Serial, 3)
+	for hosts := 0; g.row(w.Serial).State != worker.StateFailed; hosts++ {
+		if hosts > 10 {
+			t.Fatalf("%d tries at host %d", g.row(w.Serial).RestartTries, hosts)
+		}
+		before := g.row(w.Serial).RestartTries
+		g.Keep(g.row(w.Serial))
+		eventually(t, "another try", func() bool {
+			row := g.row(w.Serial)
+			return row.RestartTries >= before+2 || row.State == worker.StateFailed
+		})
+		g.Release(w.Serial)
+	}
+	if n := g.launcher.started(w.Serial); n > 10 || g.row(w.Serial).RestartTries != 10 {
+		t.Errorf("%d starts, %d tries", n, g.row(w.Serial).RestartTries)
+	}
+}
+
+// TestHealthIsWrittenDown: no later host holds against a worker what it got over.
+func TestHealthIsWrittenDown(t *testing.T) {
+	t.Parallel()
+	g := newRig(t)
+	g.healthy = 100 * time.Millisecond
+	w := g.worker(worker.StateLive)
+	g.Keep(w)
+	g.launcher.end(w.Serial, 1)
+	g.is(w.Serial, worker.StateLive, 1)
+	eventually(t, "no tries are held against it", func() bool { return g.row(w.Serial).RestartTries == 0 })
 }
 
 func TestPace(t *testing.T) {
 	t.Parallel()
-	p := newPace(defaultTiming())
+	if got := newPace(defaultTiming(), 3).delay(); got < 32*time.Second || got > 48*time.Second {
+		t.Errorf("pause after 3 tries is %s", got)
+	}
+	p := newPace(defaultTiming(), 0)
 	want := []time.Duration{0, 10, 20, 40, 80, 160, 300, 300, 300, 300}
 	different := false
 	for range 2 {
@@ -158,7 +206,7 @@ func TestRegistryAway(t *testing.T) {
 	if d := cmp.Diff([]record.Kind{record.WorkerLost, record.WorkerRestarted}, g.kinds()); d != "" {
 		t.Error(d)
 	}
-	if n := g.rows.tried.Load(); n != 42 {
+	if n := g.rows.tried.Load(); n != 21+1+21 { // the second is the try's own
 		t.Errorf("%d writes tried", n)
 	}
 	// Neither does it keep the worker from being released.

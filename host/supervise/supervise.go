@@ -6,9 +6,10 @@
 // gone before Start. Losses and returns are entries of the record.
 //
 // The first restart comes at once, later ones after growing pauses, until the
-// worker was healthy for a while. A worker that never is becomes failed, as does
-// one whose manifest or vault no longer holds, with the reason. What cannot be
-// written down is tried until it can be, or the worker is released.
+// worker was healthy for a while; the next host goes on where this one ends. A
+// worker that never is becomes failed, as does one whose manifest or vault no
+// longer holds, with the reason and the end of its log. What cannot be written
+// down is tried until it can be, or the worker is released.
 //
 // The supervisor acts on workers that are live or restarting, and on no others:
 // once a worker's row says something else, because somebody stops it, upgrades it
@@ -163,7 +164,7 @@ const handedOver = "it was being restarted"
 // good, or it is nobody's to keep. A worker that is handed over in the
 // middle of a restart, by an earlier host or the forge, is restarted first.
 func (s *Supervisor) keep(ctx context.Context, w worker.Worker) error {
-	p := newPace(s.timing)
+	p := newPace(s.timing, w.RestartTries)
 	for {
 		why := handedOver
 		if before := strings.TrimPrefix(strings.TrimPrefix(w.StateReason, handedOver), ": "); before != "" {
@@ -171,7 +172,7 @@ func (s *Supervisor) keep(ctx context.Context, w worker.Worker) error {
 		}
 		if w.State != worker.StateRestarting {
 			since := time.Now()
-			why = s.untilGone(ctx, w)
+			why = s.untilGone(ctx, w, p.count > 0)
 			p.lived(time.Since(since))
 		}
 		w.State = worker.StateLive

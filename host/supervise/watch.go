@@ -10,8 +10,9 @@ import (
 	"github.com/dals-host/dals-host/host/worker"
 )
 
-// untilGone waits until the worker has ended or is lost, and says why.
-func (s *Supervisor) untilGone(ctx context.Context, w worker.Worker) string {
+// untilGone waits until the worker has ended or is lost, and says why. Of one that
+// is on trial it is written down when it has become healthy.
+func (s *Supervisor) untilGone(ctx context.Context, w worker.Worker, onTrial bool) string {
 	ctx, cancel := context.WithCancel(ctx)
 	var watching sync.WaitGroup
 	defer watching.Wait()
@@ -19,11 +20,20 @@ func (s *Supervisor) untilGone(ctx context.Context, w worker.Worker) string {
 	gone := make(chan string, 2)
 	watching.Go(func() { s.watchExit(ctx, w, gone) })
 	watching.Go(func() { s.watchPulse(ctx, w, gone) })
-	select {
-	case why := <-gone:
-		return why
-	case <-ctx.Done():
-		return ""
+	var healthy <-chan time.Time
+	if onTrial {
+		healthy = time.After(s.healthy)
+	}
+	for {
+		select {
+		case why := <-gone:
+			return why
+		case <-healthy:
+			s.tried(ctx, w, 0, "")
+			s.Changed(w.Serial)
+		case <-ctx.Done():
+			return ""
+		}
 	}
 }
 

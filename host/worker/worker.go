@@ -52,6 +52,7 @@ type Worker struct {
 	Limits         Limits   // as asked for at its forging
 	RequestSHA256  string   // hex; identifies the request that made it
 	Restarts       int
+	RestartTries   int // restarts tried since it was last healthy, by any host
 	CreatedAt      time.Time
 	RetiredAt      time.Time
 }

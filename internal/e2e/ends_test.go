@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/dals-host/dals-host/host/record"
+	"github.com/dals-host/dals-host/host/worker"
 	"github.com/dals-host/dals-host/sdk/client"
 )
 
@@ -92,6 +93,60 @@ func TestEndsAreNamed(t *testing.T) {
 	if got := h.events("broken"); len(got) != 3 || got[1] != "lost: killed by SIGKILL" || !strings.HasPrefix(got[2], "failed: ") {
 		t.Errorf("events of broken: %q", got)
 	}
+}
+
+// TestCrashLoopOutlivesHosts has a worker crash in a loop while hosts are killed:
+// the next one goes on where the last one ended, up to the end, which it tells.
+func TestCrashLoopOutlivesHosts(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, "process")
+	w := h.forge("loops", "rogue")
+	is := func(state string, tries int) {
+		h.t.Helper()
+		h.eventually(fmt.Sprintf("%s after %d tries", state, tries), func() error {
+			if w := h.worker("loops"); w.State != state || w.RestartTries != tries {
+				return fmt.Errorf("%s after %d tries: %s", w.State, w.RestartTries, w.StateReason)
+			}
+			return nil
+		})
+	}
+	var sending sync.WaitGroup
+	sending.Go(func() { _, _ = h.send("loops", "rogue.doom", map[string]int{"n": 7}) }) // which nobody will answer
+	is("restarting", 1)                                                                 // at once
+	h.kill()
+	sending.Wait()
+	began := time.Now()
+	h.start()
+	is("restarting", 2)
+	if took := time.Since(began); took < 8*time.Second { // 10 s, less the jitter
+		t.Errorf("the next host tried again after %s", took)
+	}
+	h.eventually("it says how it ended", func() error {
+		if why := h.worker("loops").StateReason; !strings.Contains(why, "before its first heartbeat: exit code 9") {
+			return errors.New(why)
+		}
+		return nil
+	})
+	h.kill()
+	h.change(w, func(row *worker.Worker) { row.RestartTries = 10 })
+	h.start()
+	is("failed", 10)
+	reason := h.worker("loops").StateReason
+	for _, want := range []string{"10 restarts without 10m0s of health: it was being restarted: ", "exit code 9", "; its log ends: ", "doomed from the start"} {
+		if !strings.Contains(reason, want) {
+			t.Errorf("%q is not in %q", want, reason)
+		}
+	}
+	if got := h.events("loops"); got[len(got)-1] != "failed: "+reason {
+		t.Errorf("events %q", got)
+	}
+	if err := os.Remove(filepath.Join(h.dir, "workers/instances", w.WorkerSerial, "state/doomed")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.client.Start(t.Context(), "loops", patience); err != nil {
+		t.Error(err)
+	}
+	is("live", 0)
 }
 
 // TestStopDrains stops workers that are busy: from then on they take nothing new;

@@ -31,8 +31,9 @@ type Worker struct {
 	PortFault      string    `json:"port_fault,omitempty"`  // why its port is not answered at the moment
 	Heartbeat      Heartbeat `json:"heartbeat"`
 	Restarts       int       `json:"restarts,omitempty"`
-	Grants         []string  `json:"grants,omitempty"`      // what it may do beyond its own folder
-	NotGranted     []string  `json:"not_granted,omitempty"` // what its type asks for beyond them; where one worker is told of
+	RestartTries   int       `json:"restart_tries,omitempty"` // since it was last healthy
+	Grants         []string  `json:"grants,omitempty"`        // what it may do beyond its own folder
+	NotGranted     []string  `json:"not_granted,omitempty"`   // what its type asks for beyond them; where one worker is told of
 	CreatedAt      Time      `json:"created_at"`
 	RetiredAt      Time      `json:"retired_at,omitzero"`
 	Limits         *Limits   `json:"limits,omitempty"` // what it may use
@@ -119,8 +120,9 @@ func WorkerFromProto(w *hostv1.Worker) Worker {
 			Interval: int(w.GetHeartbeat().GetIntervalS()),
 			Missed:   int(w.GetHeartbeat().GetMissed()),
 		},
-		Restarts: int(w.GetRestarts()),
-		Grants:   w.GetGrants(), NotGranted: w.GetNotGranted(),
+		Restarts:     int(w.GetRestarts()),
+		RestartTries: int(w.GetRestartTries()),
+		Grants:       w.GetGrants(), NotGranted: w.GetNotGranted(),
 		CreatedAt: timeOf(w.GetCreatedAt()),
 		RetiredAt: timeOf(w.GetRetiredAt()),
 		Limits:    limitsFromProto(w.GetLimits()),

@@ -2,11 +2,13 @@
 INSERT INTO workers (
     serial, name, type, type_version, plugin_digest, class_code, model_number, ledger_code, port, uid, own_uid,
     state, state_reason, launcher, public_key, glyph, manifest_sha256, image_digest, config, request_sha256,
-    restarts, created_at, retired_at, grants, memory_bytes, cpu_millis, pids
+    restarts, created_at, retired_at, grants, memory_bytes, cpu_millis, pids,
+    restart_tries
 ) VALUES (
     ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,
     ?, ?, ?, ?, ?, ?, ?, ?, ?,
-    ?, ?, ?, ?, ?, ?, ?
+    ?, ?, ?, ?, ?, ?, ?,
+    ?
 );
 
 -- name: UpdateWorker :exec
@@ -14,7 +16,7 @@ UPDATE workers SET
     name = ?, type = ?, type_version = ?, plugin_digest = ?, class_code = ?, model_number = ?, ledger_code = ?, port = ?,
     uid = ?, state = ?, state_reason = ?, launcher = ?, public_key = ?, glyph = ?, manifest_sha256 = ?, image_digest = ?,
     config = ?, request_sha256 = ?, restarts = ?, created_at = ?, retired_at = ?, grants = ?,
-    memory_bytes = ?, cpu_millis = ?, pids = ?
+    memory_bytes = ?, cpu_millis = ?, pids = ?, restart_tries = ?
 WHERE serial = ?;
 
 -- name: DeleteWorker :exec

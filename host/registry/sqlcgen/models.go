@@ -111,4 +111,5 @@ type Worker struct {
 	MemoryBytes    int64
 	CpuMillis      int64
 	Pids           int64
+	RestartTries   int
 }

@@ -12,7 +12,7 @@ import (
 )
 
 const allWorkers = `-- name: AllWorkers :many
-SELECT serial, name, type, type_version, plugin_digest, class_code, model_number, ledger_code, port, uid, own_uid, state, state_reason, launcher, public_key, glyph, manifest_sha256, image_digest, config, request_sha256, restarts, created_at, retired_at, grants, memory_bytes, cpu_millis, pids FROM workers ORDER BY created_at, serial
+SELECT serial, name, type, type_version, plugin_digest, class_code, model_number, ledger_code, port, uid, own_uid, state, state_reason, launcher, public_key, glyph, manifest_sha256, image_digest, config, request_sha256, restarts, created_at, retired_at, grants, memory_bytes, cpu_millis, pids, restart_tries FROM workers ORDER BY created_at, serial
 `
 
 func (q *Queries) AllWorkers(ctx context.Context) ([]Worker, error) {
@@ -52,6 +52,7 @@ func (q *Queries) AllWorkers(ctx context.Context) ([]Worker, error) {
 			&i.MemoryBytes,
 			&i.CpuMillis,
 			&i.Pids,
+			&i.RestartTries,
 		); err != nil {
 			return nil, err
 		}
@@ -96,11 +97,13 @@ const insertWorker = `-- name: InsertWorker :exec
 INSERT INTO workers (
     serial, name, type, type_version, plugin_digest, class_code, model_number, ledger_code, port, uid, own_uid,
     state, state_reason, launcher, public_key, glyph, manifest_sha256, image_digest, config, request_sha256,
-    restarts, created_at, retired_at, grants, memory_bytes, cpu_millis, pids
+    restarts, created_at, retired_at, grants, memory_bytes, cpu_millis, pids,
+    restart_tries
 ) VALUES (
     ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,
     ?, ?, ?, ?, ?, ?, ?, ?, ?,
-    ?, ?, ?, ?, ?, ?, ?
+    ?, ?, ?, ?, ?, ?, ?,
+    ?
 )
 `
 
@@ -132,6 +135,7 @@ type InsertWorkerParams struct {
 	MemoryBytes    int64
 	CpuMillis      int64
 	Pids           int64
+	RestartTries   int
 }
 
 func (q *Queries) InsertWorker(ctx context.Context, arg InsertWorkerParams) error {
@@ -163,12 +167,13 @@ func (q *Queries) InsertWorker(ctx context.Context, arg InsertWorkerParams) erro
 		arg.MemoryBytes,
 		arg.CpuMillis,
 		arg.Pids,
+		arg.RestartTries,
 	)
 	return err
 }
 
 const newestRetiredByName = `-- name: NewestRetiredByName :one
-SELECT serial, name, type, type_version, plugin_digest, class_code, model_number, ledger_code, port, uid, own_uid, state, state_reason, launcher, public_key, glyph, manifest_sha256, image_digest, config, request_sha256, restarts, created_at, retired_at, grants, memory_bytes, cpu_millis, pids FROM workers WHERE name = ? AND state = 'retired' ORDER BY retired_at DESC, rowid DESC LIMIT 1
+SELECT serial, name, type, type_version, plugin_digest, class_code, model_number, ledger_code, port, uid, own_uid, state, state_reason, launcher, public_key, glyph, manifest_sha256, image_digest, config, request_sha256, restarts, created_at, retired_at, grants, memory_bytes, cpu_millis, pids, restart_tries FROM workers WHERE name = ? AND state = 'retired' ORDER BY retired_at DESC, rowid DESC LIMIT 1
 `
 
 func (q *Queries) NewestRetiredByName(ctx context.Context, name string) (Worker, error) {
@@ -202,6 +207,7 @@ func (q *Queries) NewestRetiredByName(ctx context.Context, name string) (Worker,
 		&i.MemoryBytes,
 		&i.CpuMillis,
 		&i.Pids,
+		&i.RestartTries,
 	)
 	return i, err
 }
@@ -211,7 +217,7 @@ UPDATE workers SET
     name = ?, type = ?, type_version = ?, plugin_digest = ?, class_code = ?, model_number = ?, ledger_code = ?, port = ?,
     uid = ?, state = ?, state_reason = ?, launcher = ?, public_key = ?, glyph = ?, manifest_sha256 = ?, image_digest = ?,
     config = ?, request_sha256 = ?, restarts = ?, created_at = ?, retired_at = ?, grants = ?,
-    memory_bytes = ?, cpu_millis = ?, pids = ?
+    memory_bytes = ?, cpu_millis = ?, pids = ?, restart_tries = ?
 WHERE serial = ?
 `
 
@@ -241,6 +247,7 @@ type UpdateWorkerParams struct {
 	MemoryBytes    int64
 	CpuMillis      int64
 	Pids           int64
+	RestartTries   int
 	Serial         worker.Serial
 }
 
@@ -271,13 +278,14 @@ func (q *Queries) UpdateWorker(ctx context.Context, arg UpdateWorkerParams) erro
 		arg.MemoryBytes,
 		arg.CpuMillis,
 		arg.Pids,
+		arg.RestartTries,
 		arg.Serial,
 	)
 	return err
 }
 
 const workerByName = `-- name: WorkerByName :one
-SELECT serial, name, type, type_version, plugin_digest, class_code, model_number, ledger_code, port, uid, own_uid, state, state_reason, launcher, public_key, glyph, manifest_sha256, image_digest, config, request_sha256, restarts, created_at, retired_at, grants, memory_bytes, cpu_millis, pids FROM workers WHERE name = ? AND state <> 'retired'
+SELECT serial, name, type, type_version, plugin_digest, class_code, model_number, ledger_code, port, uid, own_uid, state, state_reason, launcher, public_key, glyph, manifest_sha256, image_digest, config, request_sha256, restarts, created_at, retired_at, grants, memory_bytes, cpu_millis, pids, restart_tries FROM workers WHERE name = ? AND state <> 'retired'
 `
 
 func (q *Queries) WorkerByName(ctx context.Context, name string) (Worker, error) {
@@ -311,12 +319,13 @@ func (q *Queries) WorkerByName(ctx context.Context, name string) (Worker, error)
 		&i.MemoryBytes,
 		&i.CpuMillis,
 		&i.Pids,
+		&i.RestartTries,
 	)
 	return i, err
 }
 
 const workerBySerial = `-- name: WorkerBySerial :one
-SELECT serial, name, type, type_version, plugin_digest, class_code, model_number, ledger_code, port, uid, own_uid, state, state_reason, launcher, public_key, glyph, manifest_sha256, image_digest, config, request_sha256, restarts, created_at, retired_at, grants, memory_bytes, cpu_millis, pids FROM workers WHERE serial = ?
+SELECT serial, name, type, type_version, plugin_digest, class_code, model_number, ledger_code, port, uid, own_uid, state, state_reason, launcher, public_key, glyph, manifest_sha256, image_digest, config, request_sha256, restarts, created_at, retired_at, grants, memory_bytes, cpu_millis, pids, restart_tries FROM workers WHERE serial = ?
 `
 
 func (q *Queries) WorkerBySerial(ctx context.Context, serial worker.Serial) (Worker, error) {
@@ -350,12 +359,13 @@ func (q *Queries) WorkerBySerial(ctx context.Context, serial worker.Serial) (Wor
 		&i.MemoryBytes,
 		&i.CpuMillis,
 		&i.Pids,
+		&i.RestartTries,
 	)
 	return i, err
 }
 
 const workersNotRetired = `-- name: WorkersNotRetired :many
-SELECT serial, name, type, type_version, plugin_digest, class_code, model_number, ledger_code, port, uid, own_uid, state, state_reason, launcher, public_key, glyph, manifest_sha256, image_digest, config, request_sha256, restarts, created_at, retired_at, grants, memory_bytes, cpu_millis, pids FROM workers WHERE state <> 'retired' ORDER BY created_at, serial
+SELECT serial, name, type, type_version, plugin_digest, class_code, model_number, ledger_code, port, uid, own_uid, state, state_reason, launcher, public_key, glyph, manifest_sha256, image_digest, config, request_sha256, restarts, created_at, retired_at, grants, memory_bytes, cpu_millis, pids, restart_tries FROM workers WHERE state <> 'retired' ORDER BY created_at, serial
 `
 
 func (q *Queries) WorkersNotRetired(ctx context.Context) ([]Worker, error) {
@@ -395,6 +405,7 @@ func (q *Queries) WorkersNotRetired(ctx context.Context) ([]Worker, error) {
 			&i.MemoryBytes,
 			&i.CpuMillis,
 			&i.Pids,
+			&i.RestartTries,
 		); err != nil {
 			return nil, err
 		}

@@ -27,6 +27,10 @@ func main() {
 	if len(os.Args) == 2 && os.Args[1] == "sleep" { // a program that needs no library, for containers of others
 		time.Sleep(time.Hour)
 	}
+	if _, err := os.Stat(os.Getenv("DALS_WORKER_DIR") + "/state/doomed"); err == nil {
+		fmt.Fprintln(os.Stderr, "doomed from the start")
+		os.Exit(9)
+	}
 	sdk.Serve(sdk.Type{
 		Name: "rogue", Version: "1.0.0", Family: "RG", Summary: "Misbehaves on request.",
 		Tasks: []sdk.Task{
@@ -34,6 +38,7 @@ func main() {
 			sdk.Func("rogue.hang", "Ignores its deadline and answers n ms after it began.", hang),
 			sdk.Func("rogue.linger", "Says in state/ that it waits for SIGTERM, and that it was told; then waits for state/end.", linger),
 			sdk.Func("rogue.exit", "Ends its process with exit code n.", exit),
+			sdk.Func("rogue.doom", "Ends its process with exit code n, and each later one as it begins, while state/doomed is there.", doom),
 			sdk.Func("rogue.eat", "Keeps n MiB of memory.", eat),
 			sdk.Func("rogue.flood", "Writes n KiB to stdout and to stderr.", flood),
 			sdk.Func("rogue.spew", "Goes on writing to stderr for n ms after it answered, and counts the MiB in state/.", spew),
@@ -81,6 +86,13 @@ func eat(_ context.Context, in amount) (text, error) {
 func exit(_ context.Context, in amount) (text, error) {
 	os.Exit(in.N)
 	return text{}, nil
+}
+
+func doom(ctx context.Context, in amount) (text, error) {
+	if err := os.WriteFile(sdk.FromContext(ctx).StateDir()+"/doomed", nil, 0o600); err != nil {
+		return text{}, err
+	}
+	return exit(ctx, in)
 }
 
 func flood(_ context.Context, in amount) (text, error) {

@@ -1085,7 +1085,9 @@ type Worker struct {
 	// limits are what it may use, whoever said so.
 	Limits *Limits `protobuf:"bytes,25,opt,name=limits,proto3" json:"limits,omitempty"`
 	// usage is what it uses, read for this answer; absent where it does not run.
-	Usage         *Usage `protobuf:"bytes,26,opt,name=usage,proto3" json:"usage,omitempty"`
+	Usage *Usage `protobuf:"bytes,26,opt,name=usage,proto3" json:"usage,omitempty"`
+	// restart_tries is how many restarts were tried since it was last healthy.
+	RestartTries  int32 `protobuf:"varint,27,opt,name=restart_tries,json=restartTries,proto3" json:"restart_tries,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1300,6 +1302,13 @@ func (x *Worker) GetUsage() *Usage {
 		return x.Usage
 	}
 	return nil
+}
+
+func (x *Worker) GetRestartTries() int32 {
+	if x != nil {
+		return x.RestartTries
+	}
+	return 0
 }
 
 type Heartbeat struct {
@@ -3504,7 +3513,7 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"\x06sha256\x18\x04 \x01(\tR\x06sha256\"4\n" +
 	"\bPlanStep\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\tR\x04step\x12\x14\n" +
-	"\x05makes\x18\x02 \x01(\tR\x05makes\"\xeb\x06\n" +
+	"\x05makes\x18\x02 \x01(\tR\x05makes\"\x90\a\n" +
 	"\x06Worker\x12\x1f\n" +
 	"\vworker_name\x18\x01 \x01(\tR\n" +
 	"workerName\x12\x1f\n" +
@@ -3542,7 +3551,8 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"\vnot_granted\x18\x18 \x03(\tR\n" +
 	"notGranted\x12,\n" +
 	"\x06limits\x18\x19 \x01(\v2\x14.dals.host.v1.LimitsR\x06limits\x12)\n" +
-	"\x05usage\x18\x1a \x01(\v2\x13.dals.host.v1.UsageR\x05usage\"V\n" +
+	"\x05usage\x18\x1a \x01(\v2\x13.dals.host.v1.UsageR\x05usage\x12#\n" +
+	"\rrestart_tries\x18\x1b \x01(\x05R\frestartTries\"V\n" +
 	"\tHeartbeat\x12\x12\n" +
 	"\x04last\x18\x01 \x01(\tR\x04last\x12\x1d\n" +
 	"\n" +
