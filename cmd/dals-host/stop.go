@@ -34,7 +34,7 @@ dals-host start.`,
 }
 
 func graceFlag(cmd *cobra.Command, grace *time.Duration) {
-	cmd.Flags().DurationVar(grace, "grace", 0, "time for the worker to end by itself (default the host's)")
+	cmd.Flags().DurationVar(grace, "grace", 0, "time for the worker to finish what it does and end (default the host's)")
 }
 
 func healthyFlag(cmd *cobra.Command, timeout *time.Duration) {

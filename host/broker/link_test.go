@@ -162,6 +162,55 @@ func TestLastWords(t *testing.T) {
 	}
 }
 
+// TestDrain waits for what a worker owes, and for nothing that cannot come.
+func TestDrain(t *testing.T) {
+	t.Parallel()
+	for name, gives := range map[string]bool{"gives": true, "ends": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f, asked, goOn := &fake{}, make(chan struct{}), make(chan struct{})
+			f.exchange = func(stream exchangeStream) error {
+				if err := hello(stream, nil); err != nil || f.opened.Load() > 1 {
+					return err
+				}
+				request, err := stream.Recv()
+				if err != nil {
+					return err
+				}
+				close(asked)
+				<-goOn
+				if !gives {
+					return errors.New("enough")
+				}
+				if err := give(stream, f.answer(request.GetDelivery(), []byte("bye"))); err != nil {
+					return err
+				}
+				<-stream.Context().Done()
+				return nil
+			}
+			r := up(t, f)
+			r.Drain(t.Context(), serial) // of what it does not owe
+			var calls sync.WaitGroup
+			calls.Go(func() { _, _ = r.send(t.Context(), 1, time.Minute) })
+			<-asked
+			short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+			defer cancel()
+			r.Drain(short, serial)
+			if short.Err() == nil {
+				t.Error("what is owed was not waited for")
+			}
+			close(goOn)
+			r.Drain(t.Context(), serial)
+			if n := r.count(record.Result, "ok"); gives && n != 1 {
+				t.Errorf("drained after %d results", n)
+			}
+			r.Detach(t.Context(), serial)
+			r.Drain(t.Context(), serial) // of nobody
+			calls.Wait()
+		})
+	}
+}
+
 // TestReconnectStorm: a link that does not last earns no eager start, and one
 // reason is told once.
 func TestReconnectStorm(t *testing.T) {

@@ -68,6 +68,28 @@ func (b *Broker) Detach(ctx context.Context, serial worker.Serial) {
 		fmt.Errorf("worker %s was taken out of service: %w", serial, worker.ErrUnavailable))
 }
 
+// Drain waits until a worker has given all that it owed when Drain began, its
+// connection has ended, or ctx has.
+func (b *Broker) Drain(ctx context.Context, serial worker.Serial) {
+	s := b.session(serial)
+	if s == nil {
+		return
+	}
+	l := s.current()
+	if l == nil {
+		return
+	}
+	for _, d := range b.outstanding(func(d *delivery) bool { return d.Serial == serial }) {
+		select {
+		case <-d.settled:
+		case <-l.done:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 // hearOut reads what a worker that has ended sent before, if it owes anything.
 func (s *session) hearOut(ctx context.Context) {
 	l := s.current()

@@ -59,6 +59,9 @@ type Type struct {
 // Sessions connects workers to the broker.
 type Sessions interface {
 	Attach(w worker.Worker, dir string)
+	// Drain waits until the worker owes nothing of what it was sent, it cannot give
+	// it any more, or ctx ends.
+	Drain(ctx context.Context, serial worker.Serial)
 	Detach(ctx context.Context, serial worker.Serial)
 	AwaitHeartbeat(ctx context.Context, serial worker.Serial, since time.Time) error
 }

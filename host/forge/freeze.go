@@ -176,12 +176,23 @@ func (f *Forge) enter(ctx context.Context) (leave func(), err error) {
 	}
 }
 
-// stopWorker ends a worker's process. Where the host that goes down waits no
+// ownEnd is the part of a worker's grace that begins with SIGTERM: a worker of the
+// sdk then gives its tasks 4 s before it tells them to end, and takes 5 in all.
+const ownEnd = 5 * time.Second
+
+// stopWorker ends a worker's process: within its grace what it owes is waited for
+// first, and only then it is told to end. Where the host that goes down waits no
 // longer, the worker gets no more of its grace.
 func (f *Forge) stopWorker(ctx context.Context, serial worker.Serial, grace time.Duration) error {
 	patient, cancel := until(ctx, f.work.over)
 	defer cancel()
-	err := f.Launcher.Stop(patient, serial, grace)
+	began := time.Now()
+	if grace > ownEnd {
+		drain, drained := context.WithTimeout(patient, grace-ownEnd)
+		f.Sessions.Drain(drain, serial)
+		drained()
+	}
+	err := f.Launcher.Stop(patient, serial, max(0, grace-time.Since(began)))
 	if err != nil && errors.Is(context.Cause(patient), errFrozen) {
 		return f.Launcher.Stop(ctx, serial, 0)
 	}

@@ -3,6 +3,7 @@ package forge
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -125,6 +126,33 @@ func TestFreezeEndsGraces(t *testing.T) {
 	}
 	if err := <-done; err != nil || r.launcher.running[w.Serial] {
 		t.Errorf("stopped: %v, running %t", err, r.launcher.running[w.Serial])
+	}
+}
+
+// TestStopDrainsFirst: what a worker owes is waited for before it is told to end,
+// and is left time of its grace to end then.
+func TestStopDrainsFirst(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	w := r.forged()
+	var waits []time.Duration
+	r.onDrain = func(ctx context.Context) {
+		deadline, _ := ctx.Deadline()
+		waits = append(waits, time.Until(deadline).Round(time.Minute))
+		if !r.launcher.running[w.Serial] || r.row(w.Serial).State != worker.StateStopped {
+			t.Errorf("drained as %s, running: %t", r.row(w.Serial).State, r.launcher.running[w.Serial])
+		}
+	}
+	for _, grace := range []time.Duration{30 * time.Minute, ownEnd} { // the second is too short to wait
+		if _, err := r.forge.Stop(t.Context(), w.Serial, grace); err != nil || r.launcher.running[w.Serial] {
+			t.Fatalf("stopped: %v, running: %t", err, r.launcher.running[w.Serial])
+		}
+		if _, err := r.forge.Start(t.Context(), w.Serial, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !slices.Equal(waits, []time.Duration{30 * time.Minute}) {
+		t.Errorf("waited for %s", waits)
 	}
 }
 

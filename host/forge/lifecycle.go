@@ -11,8 +11,8 @@ import (
 	"github.com/dals-host/dals-host/host/worker"
 )
 
-// DefaultGrace is what a worker gets between SIGTERM and SIGKILL when its caller
-// names no time: enough to finish what is in flight.
+// DefaultGrace is what a worker gets to finish what it does and to end, before
+// SIGKILL, when its caller names no time.
 const DefaultGrace = 10 * time.Second
 
 // MaxWait is the longest grace or timeout that a caller may ask for: what is under

@@ -19,7 +19,7 @@ const portQuarantine = 10 * time.Minute
 const stopLimit = 30 * time.Second
 
 // Retire ends a worker for good: container, keys and files go, the record
-// stays. grace is what the worker gets between SIGTERM and SIGKILL; zero means
+// stays. grace is what the worker gets to finish what it does and to end; zero means
 // DefaultGrace. Retiring a retired worker changes nothing. When ctx ends after
 // the retirement has begun it goes through all the same.
 func (f *Forge) Retire(ctx context.Context, serial worker.Serial, grace time.Duration) (worker.Worker, error) {

@@ -51,7 +51,8 @@ type rig struct {
 	noBeat   error             // what AwaitHeartbeat answers
 	onBeat   func()            // what it does first
 	onLookup func()            // what Lookup does first
-	silent   bool              // it answers when its context ends
+	onDrain  func(context.Context)
+	silent   bool // it answers when its context ends
 }
 
 func newRig(t *testing.T) *rig {
@@ -138,6 +139,12 @@ func (r *rig) Attach(w worker.Worker, _ string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.attached[w.Serial] = true
+}
+
+func (r *rig) Drain(ctx context.Context, _ worker.Serial) {
+	if r.onDrain != nil {
+		r.onDrain(ctx)
+	}
 }
 
 func (r *rig) Detach(_ context.Context, s worker.Serial) {

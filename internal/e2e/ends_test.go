@@ -157,17 +157,23 @@ func TestStopDrains(t *testing.T) {
 		t.Run(launcher, func(t *testing.T) {
 			t.Parallel()
 			h := newHost(t, launcher)
-			result, told := h.stopBusy("finishes", patience, func(state string) {
-				if err := os.WriteFile(filepath.Join(state, "end"), nil, 0o600); err != nil {
-					t.Fatal(err)
+			for _, test := range []struct {
+				name  string
+				grace time.Duration
+				told  bool // it gets SIGTERM while it is busy
+				ends  bool
+			}{
+				{"is-waited-for", patience, false, true},
+				{"is-told", 5 * time.Second, true, true},
+				{"is-cut", 300 * time.Millisecond, true, false},
+			} {
+				result, err := h.stopBusy(test.name, test.grace, test.told, test.ends)
+				switch {
+				case test.ends && (err != nil || !strings.Contains(string(result.Result), "it ends well")):
+					t.Errorf("%s: %s, %v", test.name, result.Result, err)
+				case !test.ends && (codeOf(err) != "unavailable" || !strings.Contains(err.Error(), "was taken out of service")):
+					t.Errorf("%s: the caller is told %v (%s)", test.name, err, codeOf(err))
 				}
-			})
-			if told != nil || !strings.Contains(string(result.Result), "it ends well") {
-				t.Errorf("finishes: %s, %v", result.Result, told)
-			}
-			_, told = h.stopBusy("is-cut", 500*time.Millisecond, func(string) {})
-			if codeOf(told) != "unavailable" || !strings.Contains(told.Error(), "was taken out of service") {
-				t.Errorf("is-cut: the caller is told %v (%s)", told, codeOf(told))
 			}
 			var ends []string
 			for _, e := range h.entries() {
@@ -175,18 +181,19 @@ func TestStopDrains(t *testing.T) {
 					ends = append(ends, e.Envelope.Status)
 				}
 			}
-			if want := []string{"ok", "lost"}; !slices.Equal(ends, want) {
+			if want := []string{"ok", "ok", "lost"}; !slices.Equal(ends, want) {
 				t.Errorf("results in the record: %q, want %q", ends, want)
 			}
 		})
 	}
 }
 
-// stopBusy forges a worker, stops it within a task, and gives what the task's
-// caller hears. meanwhile runs between SIGTERM and the end, with its state folder.
-func (h *host) stopBusy(name string, grace time.Duration, meanwhile func(state string)) (result client.Result, told error) {
+// stopBusy forges a worker, stops it within a task, which may end once the worker
+// is being stopped, and gives what the task's caller hears.
+func (h *host) stopBusy(name string, grace time.Duration, told, ends bool) (result client.Result, err error) {
 	h.t.Helper()
-	state := filepath.Join(h.dir, "workers/instances", h.forge(name, "rogue").WorkerSerial, "state")
+	w := h.forge(name, "rogue")
+	state := filepath.Join(h.dir, "workers/instances", w.WorkerSerial, "state")
 	has := func(file string) {
 		h.t.Helper()
 		h.eventually(name+" "+file, func() error {
@@ -195,25 +202,36 @@ func (h *host) stopBusy(name string, grace time.Duration, meanwhile func(state s
 		})
 	}
 	var calls sync.WaitGroup
-	calls.Go(func() { result, told = h.send(name, "rogue.linger", map[string]int{"n": 0}) })
+	calls.Go(func() { result, err = h.send(name, "rogue.linger", map[string]int{"n": 0}) })
 	has("lingers")
-	began := time.Now()
 	calls.Go(func() {
 		if _, err := h.client.Stop(h.t.Context(), name, grace); err != nil {
 			h.t.Errorf("stop %s: %v", name, err)
 		}
-		if took := time.Since(began); took > grace+patience/2 {
-			h.t.Errorf("stop %s took %s", name, took)
-		}
 	})
-	has("told")
+	h.eventually(name+" is being stopped", func() error {
+		if state := h.worker(name).State; state != "stopped" {
+			return errors.New(state)
+		}
+		return nil
+	})
 	if _, err := h.send(name, "rogue.count", map[string]int{"n": 0}); codeOf(err) != "worker_unavailable" {
 		h.t.Errorf("%s: a worker that is being stopped was asked for more: %v", name, err)
 	}
-	meanwhile(state)
-	calls.Wait()
-	if w := h.worker(name); w.State != "stopped" || len(h.pids(w.WorkerSerial)) != 0 {
-		h.t.Errorf("%s is %s, processes %v", name, w.State, h.pids(w.WorkerSerial))
+	if told {
+		has("told")
 	}
-	return result, told
+	if ends {
+		if err := os.WriteFile(filepath.Join(state, "end"), nil, 0o600); err != nil {
+			h.t.Fatal(err)
+		}
+	}
+	calls.Wait()
+	if _, err := os.Stat(filepath.Join(state, "told")); (err == nil) != told {
+		h.t.Errorf("%s was told to end while it was busy: %t, want %t", name, err == nil, told)
+	}
+	if left := h.pids(w.WorkerSerial); len(left) != 0 {
+		h.t.Errorf("%s is stopped, and runs on: %v", name, left)
+	}
+	return result, err
 }

@@ -36,7 +36,7 @@ func main() {
 		Tasks: []sdk.Task{
 			sdk.Func("rogue.panic", "Panics.", panics),
 			sdk.Func("rogue.hang", "Ignores its deadline and answers n ms after it began.", hang),
-			sdk.Func("rogue.linger", "Says in state/ that it waits for SIGTERM, and that it was told; then waits for state/end.", linger),
+			sdk.Func("rogue.linger", "Says in state/ that it waits for state/end, and if SIGTERM comes meanwhile.", linger),
 			sdk.Func("rogue.exit", "Ends its process with exit code n.", exit),
 			sdk.Func("rogue.doom", "Ends its process with exit code n, and each later one as it begins, while state/doomed is there.", doom),
 			sdk.Func("rogue.eat", "Keeps n MiB of memory.", eat),
@@ -63,15 +63,17 @@ func linger(ctx context.Context, _ amount) (text, error) {
 	if err := os.WriteFile(state+"/lingers", nil, 0o600); err != nil {
 		return text{}, err
 	}
-	<-told
-	if err := os.WriteFile(state+"/told", nil, 0o600); err != nil {
-		return text{}, err
-	}
 	for {
 		if _, err := os.Stat(state + "/end"); err == nil {
 			return text{"it ends well"}, nil
 		}
-		time.Sleep(10 * time.Millisecond)
+		select {
+		case <-told:
+			if err := os.WriteFile(state+"/told", nil, 0o600); err != nil {
+				return text{}, err
+			}
+		case <-time.After(10 * time.Millisecond):
+		}
 	}
 }
 

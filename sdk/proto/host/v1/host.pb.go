@@ -1868,7 +1868,8 @@ func (x *RetireResponse) GetWorker() *Worker {
 type StopRequest struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Worker string                 `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
-	// grace_ms is what the worker gets between SIGTERM and SIGKILL.
+	// grace_ms is what the worker gets to finish what it does and to end, before
+	// SIGKILL.
 	GraceMs       uint32 `protobuf:"varint,2,opt,name=grace_ms,json=graceMs,proto3" json:"grace_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
