@@ -61,7 +61,7 @@ const wholeCage = "nothing"
 
 func cageParts() []cagePart {
 	parts := []cagePart{
-		{name: "seccomp", drop: func(s *specs.Spec) { s.Linux.Seccomp = nil }},
+		{name: "seccomp", drop: func(s *specs.Spec) { s.Linux.Seccomp, s.Annotations = nil, nil }}, // or a compiled one
 		{name: "limits", drop: dropLimits},
 		{name: "cgroups, limits", drop: func(s *specs.Spec) {
 			dropLimits(s)
