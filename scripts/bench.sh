@@ -11,6 +11,8 @@ echo '== forging: complete forges against ctr run -d of the same containers'
 go test -run '^$' -bench '^BenchmarkForge$' -benchtime "${ROUNDS:-5}x" -timeout 30m ./internal/e2e
 echo '== forging: complete forges against podman, docker, ctr and crun, each as it comes'
 go test -run '^$' -bench '^BenchmarkPeers$' -benchtime "${ROUNDS:-3}x" -timeout 60m ./internal/e2e
+echo '== the cage: what each part of it costs under crun'
+go test -run '^$' -bench '^BenchmarkCage$' -benchtime "${ROUNDS:-3}x" -timeout 30m ./internal/e2e
 echo '== forging under the process launcher: dry runs and complete forges, 1 and 8 callers'
 go test -run '^$' -bench '^BenchmarkForgeRate$' -benchtime "${ROUNDS:-5}x" -timeout 30m ./internal/e2e
 echo '== cold start: a killed host is replaced, workers registered and a fifth of them running'

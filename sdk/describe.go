@@ -33,11 +33,12 @@ func (c *checkedType) describe() *workerv1.TypeDescriptor {
 		Capabilities: c.Capabilities,
 	}
 	for _, t := range c.Tasks {
+		schemas := t.schemas()
 		d.Tasks = append(d.Tasks, &workerv1.TaskKind{
 			Kind:         t.Kind,
 			Summary:      t.Summary,
-			InputSchema:  t.input.text,
-			OutputSchema: t.output.text,
+			InputSchema:  schemas.input.text,
+			OutputSchema: schemas.output.text,
 		})
 	}
 	return d

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"regexp"
 	"strings"
 )
 
@@ -37,8 +36,6 @@ const pastDeadline = "its deadline has passed"
 // maxErrorText bounds what an error tells the sender, in bytes.
 const maxErrorText = 4 << 10
 
-var codeForm = regexp.MustCompile(`^[a-z][a-z0-9_]{0,63}$`)
-
 // Errorf is an error that fails a task with a code of its own, for programs to
 // rely on: 1 to 64 lower-case letters, digits or '_', starting with a letter; any
 // other is told as "failed". The text is formatted as by fmt.Errorf, with %w too.
@@ -58,7 +55,7 @@ func (e *codedError) Unwrap() error { return e.err }
 func codeOf(ctx context.Context, err error) string {
 	var coded *codedError
 	switch {
-	case errors.As(err, &coded) && codeForm.MatchString(coded.code):
+	case errors.As(err, &coded) && isWord(coded.code, maxVerb):
 		return coded.code
 	case errors.Is(err, context.DeadlineExceeded) && errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return codeDeadline

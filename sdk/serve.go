@@ -22,27 +22,30 @@ import (
 //   - in a worker's folder it is that worker, until SIGTERM;
 //   - run by hand it says what it is and how to install it, and exits 1.
 //
-// A t that cannot be served is told to stderr in full, in each life, and the
-// exit code is 1.
+// A t that cannot be served is told to stderr in full, and the exit code is 1. What
+// is wrong with the schemas of tasks is told by hand and to the probe, which keeps
+// such a t from ever being a worker.
 func Serve(t Type) {
 	os.Exit(serve(t))
 }
 
 func serve(t Type) int {
-	c, err := t.check()
+	handshake := wire.Handshake()
+	check, live := t.check, func(c *checkedType) int {
+		printInstructions(os.Stdout, c)
+		return 1
+	}
+	if os.Getenv(handshake.MagicCookieKey) == handshake.MagicCookieValue {
+		live = serveProbe
+	} else if dir := os.Getenv(wire.WorkerDirEnv); dir != "" {
+		check, live = t.checkProbed, func(c *checkedType) int { return serveWorker(c, dir) }
+	}
+	c, err := check()
 	if err != nil {
 		printFaults(os.Stderr, t, err)
 		return 1
 	}
-	handshake := wire.Handshake()
-	switch {
-	case os.Getenv(handshake.MagicCookieKey) == handshake.MagicCookieValue:
-		return serveProbe(c)
-	case os.Getenv(wire.WorkerDirEnv) != "":
-		return serveWorker(c, os.Getenv(wire.WorkerDirEnv))
-	}
-	printInstructions(os.Stdout, c)
-	return 1
+	return live(c)
 }
 
 // serveProbe answers a host's probe until the host ends it.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"sync"
 )
 
 // Task is one kind of task that workers of a type answer. Make tasks with Func
@@ -16,11 +17,33 @@ type Task struct {
 	// Summary is one line for people.
 	Summary string
 
-	input, output schema
+	// schemas are made when they are first needed: by a probe all of them, by a worker
+	// those of the kinds that it is sent.
+	schemas func() taskSchemas
 	// prepare reads a payload that fits the input schema; its error means that
 	// the payload does not fit after all.
 	prepare func(payload []byte) (call, error)
-	err     error // what is wrong with the schemas, told by Type.check
+}
+
+type taskSchemas struct {
+	input, output schema
+	err           error // what is wrong with them, told by Type.check
+}
+
+// makeSchemas makes a task's schemas, once.
+func makeSchemas(input, output func() (schema, error)) func() taskSchemas {
+	return sync.OnceValue(func() taskSchemas {
+		var s taskSchemas
+		var inErr, outErr error
+		if s.input, inErr = input(); inErr != nil {
+			inErr = fmt.Errorf("input schema: %w", inErr)
+		}
+		if s.output, outErr = output(); outErr != nil {
+			outErr = fmt.Errorf("output schema: %w", outErr)
+		}
+		s.err = errors.Join(inErr, outErr)
+		return s
+	})
 }
 
 // call runs a prepared task. Its output is JSON.
@@ -39,14 +62,10 @@ type call func(ctx context.Context) ([]byte, error)
 // stack goes to the worker's log alone.
 func Func[In, Out any](kind, summary string, f func(context.Context, In) (Out, error)) Task {
 	t := Task{Kind: kind, Summary: summary}
-	var inErr, outErr error
-	if t.input, inErr = inferSchema(reflect.TypeFor[In]()); inErr != nil {
-		inErr = fmt.Errorf("input schema: %w", inErr)
-	}
-	if t.output, outErr = inferSchema(reflect.TypeFor[Out]()); outErr != nil {
-		outErr = fmt.Errorf("output schema: %w", outErr)
-	}
-	t.err = errors.Join(inErr, outErr)
+	t.schemas = makeSchemas(
+		func() (schema, error) { return inferSchema(reflect.TypeFor[In]()) },
+		func() (schema, error) { return inferSchema(reflect.TypeFor[Out]()) },
+	)
 	t.prepare = func(payload []byte) (call, error) {
 		var in In
 		if err := json.Unmarshal(payload, &in); err != nil {
@@ -91,21 +110,17 @@ func Process(p Processor, kinds ...Kind) []Task {
 
 func processTask(p Processor, k Kind) Task {
 	t := Task{Kind: k.Kind, Summary: k.Summary}
-	var inErr, outErr error
-	if t.input, inErr = parseSchema(k.Input); inErr != nil {
-		inErr = fmt.Errorf("input schema: %w", inErr)
-	}
-	if t.output, outErr = parseSchema(k.Output); outErr != nil {
-		outErr = fmt.Errorf("output schema: %w", outErr)
-	}
-	t.err = errors.Join(inErr, outErr)
+	t.schemas = makeSchemas(
+		func() (schema, error) { return parseSchema(k.Input) },
+		func() (schema, error) { return parseSchema(k.Output) },
+	)
 	t.prepare = func(payload []byte) (call, error) {
 		return func(ctx context.Context) ([]byte, error) {
 			out, err := p.ProcessTask(ctx, k.Kind, payload)
 			if err != nil {
 				return nil, err
 			}
-			if err := t.output.check(out); err != nil {
+			if err := t.schemas().output.check(out); err != nil {
 				return nil, fmt.Errorf("check output: %w", err)
 			}
 			return out, nil

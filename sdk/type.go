@@ -64,11 +64,19 @@ type Resources struct {
 	PIDs        int64
 }
 
-var (
-	typeForm   = regexp.MustCompile(`^[a-z][a-z0-9_]{0,31}$`)
-	familyForm = regexp.MustCompile(`^[A-Z]{2}$`)
-	verbForm   = regexp.MustCompile(`^[a-z][a-z0-9_]{0,63}$`)
+var familyForm = regexp.MustCompile(`^[A-Z]{2}$`)
+
+const (
+	maxName = 32
+	maxVerb = 64
 )
+
+// isWord says whether s is 1 to longest lower-case letters, digits or '_', starting
+// with a letter. A regular expression with such a count takes long to compile.
+func isWord(s string, longest int) bool {
+	return s != "" && len(s) <= longest && 'a' <= s[0] && s[0] <= 'z' &&
+		strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789_") == ""
+}
 
 // What a host lets a descriptor hold. Texts are in bytes.
 const (
@@ -89,11 +97,21 @@ type checkedType struct {
 // check says everything that is wrong with t at once: its author wants to mend
 // it in one go.
 func (t Type) check() (*checkedType, error) {
+	return t.checkAll(func(task Task) error { return task.schemas().err })
+}
+
+// checkProbed is check of a t that a host's probe has found to be sound, which a
+// worker's is: it goes without the schemas of tasks.
+func (t Type) checkProbed() (*checkedType, error) {
+	return t.checkAll(func(Task) error { return nil })
+}
+
+func (t Type) checkAll(checkSchemas func(Task) error) (*checkedType, error) {
 	c := &checkedType{Type: t, kinds: make(map[string]Task, len(t.Tasks))}
 	if c.bounds == (bounds{}) {
 		c.bounds = usualBounds()
 	}
-	faults := []error{t.checkNames(), t.checkNeeds(), c.addTasks()}
+	faults := []error{t.checkNames(), t.checkNeeds(), c.addTasks(checkSchemas)}
 	var err error
 	if c.config, err = configSchema(t.Config); err != nil {
 		faults = append(faults, fmt.Errorf("config: %w", err))
@@ -106,7 +124,7 @@ func (t Type) check() (*checkedType, error) {
 
 func (t Type) checkNames() error {
 	var faults []error
-	if !typeForm.MatchString(t.Name) {
+	if !isWord(t.Name, maxName) {
 		faults = append(faults, fmt.Errorf("name %q: use 1 to 32 lower-case letters, digits or '_', starting with a letter", t.Name))
 	}
 	if v := "v" + t.Version; len(t.Version) > maxVersion || semver.Canonical(v) != v || len(semver.Major(v)) > len("v")+maxMajor {
@@ -160,7 +178,7 @@ func (t Type) hasTask(kind string) bool {
 }
 
 // addTasks checks the tasks and indexes them by kind.
-func (c *checkedType) addTasks() error {
+func (c *checkedType) addTasks(checkSchemas func(Task) error) error {
 	if len(c.Tasks) == 0 {
 		return errors.New("tasks: there are none")
 	}
@@ -171,7 +189,7 @@ func (c *checkedType) addTasks() error {
 	for _, task := range c.Tasks {
 		verb, ok := strings.CutPrefix(task.Kind, c.Name+".")
 		switch _, twice := c.kinds[task.Kind]; {
-		case !ok || !verbForm.MatchString(verb):
+		case !ok || !isWord(verb, maxVerb):
 			faults = append(faults, fmt.Errorf("task %q: a kind is %q and a verb of lower-case letters, digits or '_'", task.Kind, c.Name+"."))
 		case twice:
 			faults = append(faults, fmt.Errorf("task %q: given twice", task.Kind))
@@ -179,10 +197,10 @@ func (c *checkedType) addTasks() error {
 		if err := checkLine(task.Summary, maxSummary); err != nil {
 			faults = append(faults, fmt.Errorf("task %q: summary: %w", task.Kind, err))
 		}
-		if task.err != nil {
-			faults = append(faults, fmt.Errorf("task %q: %w", task.Kind, task.err))
-		} else if task.prepare == nil {
+		if task.prepare == nil {
 			faults = append(faults, fmt.Errorf("task %q: make tasks with sdk.Func or sdk.Process", task.Kind))
+		} else if err := checkSchemas(task); err != nil {
+			faults = append(faults, fmt.Errorf("task %q: %w", task.Kind, err))
 		}
 		c.kinds[task.Kind] = task
 	}

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+
+	workerv1 "github.com/dals-host/dals-host/sdk/proto/worker/v1"
 )
 
 type empty struct{}
@@ -168,4 +170,26 @@ func sameJSON(t *testing.T, a, b []byte) bool {
 		t.Fatal(xErr, yErr)
 	}
 	return string(xs) == string(ys)
+}
+
+// TestSchemasAreMadeLate: a worker does without those of tasks that nobody sends;
+// a probe looks at all of them.
+func TestSchemasAreMadeLate(t *testing.T) {
+	t.Parallel()
+	typ := goodType()
+	bad := Func(typ.Name+".bad", "Cannot be described.", func(context.Context, chan int) (struct{}, error) { return struct{}{}, nil })
+	typ.Tasks = append(typ.Tasks, bad)
+	if _, err := typ.check(); err == nil || !strings.Contains(err.Error(), "input schema") {
+		t.Errorf("checked: %v", err)
+	}
+	if _, err := typ.checkProbed(); err != nil {
+		t.Errorf("checked by a worker: %v", err)
+	}
+	if got := perform(t.Context(), &job{task: bad, payload: []byte("{}")}); got.status != workerv1.ResultStatus_RESULT_STATUS_FAILED {
+		t.Errorf("sent it: %+v", got)
+	}
+	typ.Family = "x"
+	if _, err := typ.checkProbed(); err == nil || !strings.Contains(err.Error(), "family") {
+		t.Errorf("checked by a worker: %v", err)
+	}
 }

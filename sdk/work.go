@@ -108,7 +108,11 @@ func perform(ctx context.Context, j *job) outcome {
 	if over := overdue(ctx); over != nil {
 		return *over
 	}
-	if err := j.task.input.check(j.payload); err != nil {
+	schemas := j.task.schemas()
+	if schemas.err != nil { // the type is not what a probe has seen
+		return failed(codeFailed, schemas.err.Error())
+	}
+	if err := schemas.input.check(j.payload); err != nil {
 		return refused(codeSchemaMismatch, err.Error())
 	}
 	run, err := j.task.prepare(j.payload)

@@ -2,15 +2,16 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
@@ -113,14 +114,25 @@ func (f *folders) folder(serial string) string {
 	return filepath.Join(f.dir, "workers", "instances", serial)
 }
 
+// ociSpec is the spec of a worker's container.
+func (f *folders) ociSpec(serial string) *specs.Spec {
+	f.b.Helper()
+	var spec specs.Spec
+	data, err := os.ReadFile(f.spec(serial))
+	if err == nil {
+		err = json.Unmarshal(data, &spec)
+	}
+	if err != nil {
+		f.b.Fatal(err)
+	}
+	return &spec
+}
+
 // binary is the one that all of the workers run.
 func (f *folders) binary() string {
 	f.b.Helper()
-	found, err := fs.Glob(os.DirFS(f.dir), "store/sha256/*")
-	if err != nil || len(found) == 0 {
-		f.b.Fatalf("no worker binary: %v", err)
-	}
-	return filepath.Join(f.dir, found[0])
+	spec := f.ociSpec(f.serials[0])
+	return filepath.Join(spec.Root.Path, spec.Process.Args[0])
 }
 
 // awaitHeartbeat returns when a worker that was started has answered.

@@ -381,7 +381,7 @@ func (h *host) clean() {
 	if mounts, _ := os.ReadFile("/proc/mounts"); bytes.Contains(mounts, []byte(h.dir)) || bytes.Contains(mounts, []byte(h.id)) {
 		h.t.Errorf("mounts left:\n%s", mounts)
 	}
-	for _, root := range []string{"/sys/fs/cgroup", "/run"} {
+	for _, root := range []string{"/sys/fs/cgroup", "/run", "/dev/shm"} {
 		_ = filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
 			if err == nil && strings.Contains(filepath.Base(path), h.id) {
 				h.t.Errorf("left: %s", path)

@@ -16,8 +16,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/opencontainers/runtime-spec/specs-go"
-
 	"github.com/dals-host/dals-host/host/launch"
 	"github.com/dals-host/dals-host/host/launch/containerd"
 )
@@ -96,19 +94,6 @@ func writeImage(path, binary string) error {
 		_, err = w.Write(data)
 	}
 	return errors.Join(err, w.Close(), os.WriteFile(path, b.Bytes(), 0o600))
-}
-
-func (p *peers) ociSpec(serial string) *specs.Spec {
-	p.b.Helper()
-	var spec specs.Spec
-	data, err := os.ReadFile(p.spec(serial))
-	if err == nil {
-		err = json.Unmarshal(data, &spec)
-	}
-	if err != nil {
-		p.b.Fatal(err)
-	}
-	return &spec
 }
 
 // daemon starts a process that is ended with the benchmark.

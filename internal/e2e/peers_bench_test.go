@@ -62,7 +62,24 @@ func forgeAgainstPeers(b *testing.B, n, width int) {
 	for name, values := range figures {
 		b.ReportMetric(median(values), name)
 	}
+	tellAims(b, figures, width)
 	b.ReportMetric(0, "ns/op")
+}
+
+// tellAims says which aims are missed: forges per second against each peer's, of
+// several at once, and the time of one against podman's.
+func tellAims(b *testing.B, figures map[string][]float64, width int) {
+	if width == 1 {
+		if got := median(figures["forge-ms"]) / median(figures["podman-ms"]); got > 0.6 {
+			b.Logf("missed: a forge alone takes %.2f of podman's time, more than 0.6", got)
+		}
+		return
+	}
+	for name, aim := range map[string]float64{"podman": 2.5, "docker": 5, "ctr": 2} {
+		if got := median(figures["ratio-"+name]); got < aim {
+			b.Logf("missed: %.2f times %s, less than %.1f", got, name, aim)
+		}
+	}
 }
 
 // contender is one that is measured.

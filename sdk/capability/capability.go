@@ -22,6 +22,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // Kind is the first word of a capability.
@@ -83,14 +84,14 @@ func Parse(text string) (Capability, error) {
 		c, err = parseEgress(rest)
 	case Call:
 		c = Capability{Kind: Call, Name: rest}
-		if !typeForm.MatchString(rest) {
+		if !typeForm().MatchString(rest) {
 			err = errors.New("write it as call:TYPE")
 		}
 	case Mount:
 		c, err = parseMount(rest)
 	case Ingress:
 		c = Capability{Kind: Ingress, Name: rest}
-		if len(rest) > maxPath || !pathForm.MatchString(rest) {
+		if len(rest) > maxPath || !pathForm().MatchString(rest) {
 			err = errors.New("write it as ingress:PATH, as in ingress:hooks/incoming")
 		}
 	default:
@@ -131,12 +132,17 @@ func (c Capability) Literal() (netip.Addr, bool) {
 	return addr, err == nil
 }
 
+// form is compiled when it is first needed: most workers have no capabilities.
+func form(expr string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(expr) })
+}
+
 var (
-	pathForm  = regexp.MustCompile(`^[a-z0-9][a-z0-9_.-]*(/[a-z0-9][a-z0-9_.-]*)*$`)
-	typeForm  = regexp.MustCompile(`^[a-z][a-z0-9_]{0,31}$`)
-	labelForm = regexp.MustCompile(`^[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?$`)
+	pathForm  = form(`^[a-z0-9][a-z0-9_.-]*(/[a-z0-9][a-z0-9_.-]*)*$`)
+	typeForm  = form(`^[a-z][a-z0-9_]{0,31}$`)
+	labelForm = form(`^[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?$`)
 	// numberForm is a last label that some would read as a part of an address.
-	numberForm = regexp.MustCompile(`^([0-9]+|0x[0-9a-f]*)$`)
+	numberForm = form(`^([0-9]+|0x[0-9a-f]*)$`)
 )
 
 const (
@@ -185,13 +191,13 @@ func checkAddress(addr netip.Addr) error {
 
 func checkName(name string) error {
 	labels := strings.Split(name, ".")
-	if len(name) > maxName || !all(labels, labelForm.MatchString) {
+	if len(name) > maxName || !all(labels, labelForm().MatchString) {
 		return errors.New("the host is neither an address nor a DNS name in lower case")
 	}
 	if labels[len(labels)-1] == "localhost" {
 		return errors.New("a worker has a localhost of its own: for that of the host's machine write 127.0.0.1")
 	}
-	if numberForm.MatchString(labels[len(labels)-1]) {
+	if numberForm().MatchString(labels[len(labels)-1]) {
 		return errors.New("the host is neither an address nor a name: some would read it as an address")
 	}
 	return nil

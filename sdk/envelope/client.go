@@ -27,7 +27,7 @@ func ParseClientID(id string) (ed25519.PublicKey, error) {
 }
 
 // IsSerial says whether id has the form of a worker's serial.
-func IsSerial(id string) bool { return serialForm.MatchString(id) }
+func IsSerial(id string) bool { return serialForm().MatchString(id) }
 
 // isParty says whether id names one worker or one client.
 func isParty(id string) bool {

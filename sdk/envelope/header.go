@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -47,13 +48,19 @@ const maxTime = 253402300799999
 // maxToken bounds content_type and idempotency_key, in bytes.
 const maxToken = 128
 
+// form is compiled when it is first needed. A worker that starts needs none, and
+// those with counts in them take their time.
+func form(expr string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(expr) })
+}
+
 var (
-	idForm     = regexp.MustCompile(`^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
-	serialForm = regexp.MustCompile(`^DMN-[A-Z]{2}-(?:0|[1-9][0-9]{0,5})-[0-9a-f]{8}-[0-9a-f]{5}$`)
-	poolForm   = regexp.MustCompile(`^pool:[a-z][a-z0-9_]{0,31}$`)
-	kindForm   = regexp.MustCompile(`^[a-z][a-z0-9_]{0,31}\.[a-z][a-z0-9_]{0,63}$`)
-	tokenForm  = regexp.MustCompile(`^[ -~]*$`)
-	glyphForm  = regexp.MustCompile(`^00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}$`)
+	idForm     = form(`^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
+	serialForm = form(`^DMN-[A-Z]{2}-(?:0|[1-9][0-9]{0,5})-[0-9a-f]{8}-[0-9a-f]{5}$`)
+	poolForm   = form(`^pool:[a-z][a-z0-9_]{0,31}$`)
+	kindForm   = form(`^[a-z][a-z0-9_]{0,31}\.[a-z][a-z0-9_]{0,63}$`)
+	tokenForm  = form(`^[ -~]*$`)
+	glyphForm  = form(`^00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}$`)
 )
 
 // fill gives every zero field that has a default its default.
@@ -112,11 +119,11 @@ func checkHeader(h *workerv1.Header) error {
 	switch {
 	case h.Version != Version:
 		return malformed("version %d is not %d", h.Version, Version)
-	case !idForm.MatchString(h.Id):
+	case !idForm().MatchString(h.Id):
 		return malformed("id is not a lower-case UUID")
 	case !isParty(h.Sender):
 		return malformed("sender is not a client id or a serial")
-	case !kindForm.MatchString(h.Kind):
+	case !kindForm().MatchString(h.Kind):
 		return malformed("kind is not <type>.<verb>")
 	case h.IssuedUnixMs <= 0 || h.ExpiresUnixMs > maxTime:
 		return malformed("issued or expires is not a time")
@@ -142,7 +149,7 @@ func checkHeader(h *workerv1.Header) error {
 // checkRequest checks the fields that tell a request from a result.
 func checkRequest(h *workerv1.Header) error {
 	switch {
-	case !IsSerial(h.Recipient) && !poolForm.MatchString(h.Recipient):
+	case !IsSerial(h.Recipient) && !poolForm().MatchString(h.Recipient):
 		return malformed("recipient is not a serial or pool:<type>")
 	case h.InReplyTo != "" || h.Attempt != 0:
 		return malformed("in_reply_to or attempt is set, but no status")
@@ -159,7 +166,7 @@ func checkResult(h *workerv1.Header) error {
 		return malformed("the sender of a result is not a serial")
 	case !isParty(h.Recipient):
 		return malformed("the recipient of a result is not a client id or a serial")
-	case !idForm.MatchString(h.InReplyTo):
+	case !idForm().MatchString(h.InReplyTo):
 		return malformed("in_reply_to is not a lower-case UUID")
 	case h.Attempt == 0:
 		return malformed("a result names no attempt")
@@ -167,11 +174,11 @@ func checkResult(h *workerv1.Header) error {
 	return nil
 }
 
-func isToken(s string) bool { return len(s) <= maxToken && tokenForm.MatchString(s) }
+func isToken(s string) bool { return len(s) <= maxToken && tokenForm().MatchString(s) }
 
 // isGlyph is the W3C rule for version 00: neither id is all zeros.
 func isGlyph(s string) bool {
-	m := glyphForm.FindStringSubmatch(s)
+	m := glyphForm().FindStringSubmatch(s)
 	return m != nil && strings.Trim(m[1], "0") != "" && strings.Trim(m[2], "0") != ""
 }
 

@@ -27,10 +27,11 @@ const (
 )
 
 var (
-	modeForm   = regexp.MustCompile(`^[0-7]{4}$`)
-	sha256Form = regexp.MustCompile(`^[0-9a-f]{64}$`)
-	grantForm  = regexp.MustCompile(`^[a-z]+(:[!-~]+)?$`)
+	modeForm  = regexp.MustCompile(`^[0-7]{4}$`)
+	grantForm = regexp.MustCompile(`^[a-z]+(:[!-~]+)?$`)
 )
+
+func isSHA256(s string) bool { return len(s) == 64 && strings.Trim(s, "0123456789abcdef") == "" }
 
 // isGrant bounds a grant's length by itself: an expression that did would cost each
 // worker 0.7 ms of CPU when it starts.
@@ -52,7 +53,7 @@ func (e Entry) check(format int) error {
 		return fmt.Errorf("file %q: mode %q is not four octal digits", e.Path, e.Mode)
 	case e.isDir() && (e.Size != 0 || e.SHA256 != ""):
 		return fmt.Errorf("file %q: a directory with content", e.Path)
-	case !e.isDir() && (e.Size < 0 || e.Size > maxFileSize || !sha256Form.MatchString(e.SHA256)):
+	case !e.isDir() && (e.Size < 0 || e.Size > maxFileSize || !isSHA256(e.SHA256)):
 		return fmt.Errorf("file %q: size or sha256 is out of form", e.Path)
 	}
 	return nil

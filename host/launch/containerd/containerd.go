@@ -43,6 +43,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -97,12 +98,13 @@ type Launcher struct {
 	cgroups  cgroups
 	turns    turn.Keys[worker.Serial]
 	images   turn.Keys[string]
-	ready    sync.Map // digests of binaries that were prepared → of their images
-	foreseen sync.Map // digests of binaries → of the images that Prepare would make
-	fresh    sync.Map // serials of containers that we made and nobody has started → containers.Container
-	started  sync.Map // serials of the runs that we have started and not settled
-	folders  sync.Map // serials of created workers → their folders
-	overDisk sync.Map // serials of the runs that were ended because of their disk use
+	ready    sync.Map     // digests of binaries that were prepared → of their images
+	foreseen sync.Map     // digests of binaries → of the images that Prepare would make
+	fresh    sync.Map     // serials of containers that we made and nobody has started → containers.Container
+	started  sync.Map     // serials of the runs that we have started and not settled
+	folders  sync.Map     // serials of created workers → their folders
+	overDisk sync.Map     // serials of the runs that were ended because of their disk use
+	filter   atomic.Value // compiledFilter of new containers, once a runtime has made it
 	disk     diskLimits
 	watched  chan struct{}   // closed when nobody watches disks any more; nil before anybody does
 	runners  sync.WaitGroup  // of plugins that are not removed yet

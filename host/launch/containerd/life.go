@@ -173,7 +173,11 @@ func (l *Launcher) created(ctx context.Context, serial worker.Serial) (c contain
 // started. A fresh container has none and left nothing.
 func (l *Launcher) haveTask(ctx context.Context, c containers.Container, fresh bool) error {
 	if fresh {
-		return l.createTask(ctx, c)
+		if err := l.createTask(ctx, c); err != nil {
+			return err
+		}
+		l.keepFilter(worker.Serial(c.ID))
+		return nil
 	}
 	serial := worker.Serial(c.ID)
 	task, err := l.task(ctx, serial)

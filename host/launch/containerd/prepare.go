@@ -35,12 +35,13 @@ func (p *private) prepare() error {
 		return err
 	}
 	if booted {
-		if err := errors.Join(os.RemoveAll(p.stateDir()), os.RemoveAll(p.runcRoot())); err != nil {
+		if err := p.removeState(); err != nil {
 			return err
 		}
 	}
 	failpoint.Hit("containerd", "config", "before")
 	err = errors.Join(
+		p.makeState(),
 		renameio.WriteFile(p.bootFile(), []byte(now), 0o600),
 		renameio.WriteFile(p.configFile(), []byte(p.config()), 0o600),
 	)

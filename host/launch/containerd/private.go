@@ -28,9 +28,10 @@ import (
 // stale.
 type private struct {
 	*site
-	log    hclog.Logger
-	binary string
-	runDir string // outside of dir, or "": where the socket is when dir is too deep for one
+	log     hclog.Logger
+	binary  string
+	runtime string
+	runDir  string // outside of dir, or "": where the socket is when dir is too deep for one
 
 	life    context.Context // ends with close
 	end     context.CancelFunc
@@ -48,7 +49,7 @@ const maxSocket = 104 - len(".ttrpc")
 // startPrivate finds the data folder's containerd running or starts it, waits
 // until it answers, and keeps it running until close.
 func startPrivate(ctx context.Context, cfg Config, tools tools, log hclog.Logger) (*private, error) {
-	p := &private{log: log, binary: tools.containerd}
+	p := &private{log: log, binary: tools.containerd, runtime: tools.runtime}
 	p.site = newSite(cfg, filepath.Join(dirOf(cfg), "containerd.sock"), filepath.Join(dirOf(cfg), "state"))
 	if len(p.address) > maxSocket {
 		p.runDir = filepath.Join("/run", namespace(cfg.HostID))
@@ -146,16 +147,8 @@ func (p *private) start() (*pidfd.Process, error) {
 	cmd.Dir, cmd.Env = "/", []string{"PATH=" + toolPath}
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, PidFD: &fd}
-	begin := cmd.Start
-	hybrid, err := isHybrid()
-	if err != nil {
-		return nil, err
-	}
-	if hybrid {
-		begin = func() error { return withoutUnified(cmd.Start) }
-	}
 	failpoint.Hit("containerd", "spawn", "before")
-	if err := begin(); err != nil {
+	if err := p.spawn(cmd); err != nil {
 		return nil, err
 	}
 	failpoint.Hit("containerd", "spawn", "after")
@@ -166,6 +159,18 @@ func (p *private) start() (*pidfd.Process, error) {
 	p.started = true
 	p.log.Info("containerd is started", "pid", cmd.Process.Pid, "address", p.address)
 	return process, cmd.Process.Release()
+}
+
+// spawn starts containerd in mounts of its own, which shims and runtimes inherit.
+func (p *private) spawn(cmd *exec.Cmd) error {
+	return apart(hideUnified, func() error {
+		if err := guard(p.runtime); err != nil {
+			p.log.Warn("the container runtime guards itself, which takes longer", "error", err)
+		} else {
+			cmd.Env = append(cmd.Env, guardedEnv)
+		}
+		return cmd.Start()
+	})
 }
 
 // awaitAnswer waits until the socket accepts. A containerd that ends before is

@@ -65,10 +65,10 @@ func isHybrid() (bool, error) {
 	return fs.Type == unix.CGROUP2_SUPER_MAGIC, nil
 }
 
-// withoutUnified runs start, which starts a process, in a mount namespace that
-// has no unified hierarchy. Mounts that others make later are seen in it, and
-// what they unmount goes from it.
-func withoutUnified(start func() error) error {
+// apart runs start, which starts a process, in a mount namespace that change has
+// changed. Mounts that others make later are seen in it, and what they unmount goes
+// from it.
+func apart(change, start func() error) error {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread()
@@ -76,7 +76,7 @@ func withoutUnified(start func() error) error {
 			// The main thread never ends, and is what /proc/self tells of. While this
 			// goroutine has it, another thread does the work.
 			defer runtime.UnlockOSThread()
-			done <- withoutUnified(start)
+			done <- apart(change, start)
 			return
 		}
 		// Never unlocked: the thread ends with this goroutine, and nobody else gets
@@ -85,15 +85,44 @@ func withoutUnified(start func() error) error {
 		if err == nil {
 			err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, "")
 		}
-		if err == nil {
-			err = unix.Unmount(unified, 0)
-		}
 		if err != nil {
-			err = fmt.Errorf("hide %s: %w", unified, err)
-		} else {
+			err = fmt.Errorf("make a mount namespace: %w", err)
+		} else if err = change(); err == nil {
 			err = start()
 		}
 		done <- err
 	}()
 	return <-done
+}
+
+// hideUnified takes the unified hierarchy out of this mount namespace.
+func hideUnified() error {
+	hybrid, err := isHybrid()
+	if err != nil || !hybrid {
+		return err
+	}
+	if err := unix.Unmount(unified, 0); err != nil {
+		return fmt.Errorf("hide %s: %w", unified, err)
+	}
+	return nil
+}
+
+// guardedEnv tells crun and runc that they may look whether nobody can write to
+// what they are executed from.
+const guardedEnv = "_LIBCONTAINER_CLONED_BINARY=1"
+
+// guard makes the runtime's binary read-only in this mount namespace. A container
+// could write to the runtime that starts it, by /proc, if that could be written to
+// (CVE-2019-5736). Against this crun and runc execute themselves once more whenever
+// they are called, from a read-only mount that they make for it; under guardedEnv
+// they do not where they find themselves on one.
+func guard(path string) error {
+	if err := unix.Mount(path, path, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("mount %s: %w", path, err)
+	}
+	readOnly := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+	if err := unix.MountSetattr(unix.AT_FDCWD, path, 0, &readOnly); err != nil {
+		return fmt.Errorf("make %s read-only: %w", path, err)
+	}
+	return nil
 }

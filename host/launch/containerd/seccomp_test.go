@@ -11,6 +11,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/dals-host/dals-host/host/launch/launchtest"
+	"github.com/dals-host/dals-host/host/worker"
 )
 
 var update = flag.Bool("update", false, "write seccomp.json anew")
@@ -63,4 +66,49 @@ func derived() *specs.LinuxSeccomp {
 		}
 	}
 	return out
+}
+
+// TestFilterIsCompiledOnce: the second container gets the filter that was compiled
+// for the first, and it refuses the same. One that an earlier host has made gives
+// none: its profile may have been another.
+func TestFilterIsCompiledOnce(t *testing.T) {
+	t.Parallel()
+	b := launchtest.NewBench(t, open)
+	filter := func(serial worker.Serial) string {
+		t.Helper()
+		c, err := launcher(b).client.ContainerService().Get(b.Context(), string(serial))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var spec specs.Spec
+		if err := json.Unmarshal(c.Spec.GetValue(), &spec); err != nil || spec.Linux.Seccomp == nil {
+			t.Fatalf("its spec has the profile %v, %v", spec.Linux.Seccomp, err)
+		}
+		return spec.Annotations[compiledFilter]
+	}
+	first, second := b.Guest(), b.Guest()
+	if a, b := filter(first.Spec.Serial), filter(second.Spec.Serial); a != "" || b == "" {
+		t.Fatalf("the containers have filters of %d and %d characters", len(a), len(b))
+	}
+	var compiled, given map[string]string
+	first.Get("syscalls", &compiled)
+	second.Get("syscalls", &given)
+	if diff := cmp.Diff(compiled, given); diff != "" || len(given) == 0 {
+		t.Errorf("the filters differ (-compiled +given):\n%s", diff)
+	}
+	if r := second.Report(); r.Status["Seccomp"] != "2" || r.Status["Seccomp_filters"] != "1" {
+		t.Errorf("Seccomp %s, %s filters", r.Status["Seccomp"], r.Status["Seccomp_filters"])
+	}
+	if err := b.Launcher.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b.Reopen()
+	b.Stop(first.Spec.Serial, 0)
+	b.Stop(second.Spec.Serial, 0)
+	if err := b.Launcher.Start(b.Context(), first.Spec.Serial); err != nil {
+		t.Fatal(err)
+	}
+	if launcher(b).annotations() != nil {
+		t.Error("an earlier host's container has given a filter")
+	}
 }

@@ -62,6 +62,8 @@ func (l *Launcher) cage(c cell) (*specs.Spec, error) {
 		Hostname: strings.ToLower(string(c.id)),
 		Process:  process,
 		Mounts:   append(mounts(), c.mounts...),
+		// What is not known to a runtime is ignored by it.
+		Annotations: l.annotations(),
 		Linux: &specs.Linux{
 			Sysctl:      c.sysctls,
 			CgroupsPath: l.cgroups.path(c.id),

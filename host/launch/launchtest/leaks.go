@@ -26,7 +26,7 @@ func Leaks(cfg Config) []string {
 			left = append(left, "mount "+line)
 		}
 	}
-	for _, root := range []string{"/sys/fs/cgroup", "/run"} {
+	for _, root := range []string{"/sys/fs/cgroup", "/run", "/dev/shm"} {
 		_ = filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
 			if err == nil && ours(path) {
 				left = append(left, path)
