@@ -61,7 +61,7 @@ func (l *Launcher) keepFilter(id worker.Serial) {
 	if l.filter.Load() != nil {
 		return
 	}
-	data, err := os.ReadFile(filepath.Join(l.private.runcRoot(), l.private.namespace, string(id), "seccomp.bpf"))
+	data, err := os.ReadFile(filepath.Join(l.site.runcRoot(), l.site.namespace, string(id), "seccomp.bpf"))
 	if err == nil && len(data) > 0 {
 		l.filter.CompareAndSwap(nil, base64.StdEncoding.EncodeToString(data))
 	}
