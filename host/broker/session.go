@@ -109,20 +109,21 @@ func (b *Broker) session(serial worker.Serial) *session {
 // that did not last has not earned an eager start.
 const (
 	firstRetry = 2 * time.Millisecond
+	eager      = 50 * time.Millisecond // how long retries follow each other as closely as that
 	lastRetry  = time.Second
 	steady     = time.Second            // how long a link has to last
 	noticeable = 100 * time.Millisecond // the retry from which on people are told
 )
 
 func (s *session) run(ctx context.Context) {
-	retry, logged := firstRetry, ""
+	retry, logged, began := firstRetry, "", time.Now()
 	for {
 		lived, err := s.connect(ctx)
 		if ctx.Err() != nil {
 			return
 		}
 		if lived >= steady {
-			retry, logged = firstRetry, ""
+			retry, logged, began = firstRetry, "", time.Now()
 		}
 		fault := clean(err.Error())
 		level := hclog.Debug
@@ -134,7 +135,9 @@ func (s *session) run(ctx context.Context) {
 		if !pause(ctx, retry) {
 			return
 		}
-		retry = min(retry*3/2, lastRetry)
+		if lived > 0 || time.Since(began) > eager {
+			retry = min(retry*3/2, lastRetry)
+		}
 	}
 }
 
