@@ -108,6 +108,28 @@ func (tx *Tx) freeUID(serial worker.Serial) error {
 	return tx.q.FreeUIDOf(tx.ctx, sqlcgen.FreeUIDOfParams{FreeFrom: millis(tx.now()), Serial: serial})
 }
 
+// HoldUID has a uid that AllocateUID gave be no worker's own yet: TakeUID makes it
+// that, FreeHeldUID gives it back.
+func (tx *Tx) HoldUID(uid int) error {
+	return tx.do(fmt.Sprintf("hold uid %d", uid), func() error { return tx.q.HoldUID(tx.ctx, uid) })
+}
+
+// FreeHeldUID gives back a uid that is held, if it is.
+func (tx *Tx) FreeHeldUID(uid int) error {
+	return tx.do(fmt.Sprintf("free uid %d", uid), func() error {
+		return tx.q.FreeHeldUID(tx.ctx, sqlcgen.FreeHeldUIDParams{FreeFrom: millis(tx.now()), Uid: uid})
+	})
+}
+
+// HeldUIDs lists the uids that are held.
+func (r *Registry) HeldUIDs(ctx context.Context) ([]int, error) {
+	uids, err := r.read.HeldUIDs(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list held uids: %w", fault(err))
+	}
+	return uids, nil
+}
+
 // PortTaken says whether a worker that is not retired has the port, or it is in
 // quarantine.
 func (r *Registry) PortTaken(ctx context.Context, port int) (bool, error) {

@@ -254,3 +254,37 @@ func TestPorts(t *testing.T) {
 		t.Errorf("%d ports in quarantine, %v: those that are over are kept", rows, err)
 	}
 }
+
+// TestHeldUIDs: a uid that is held is nobody's and is not given again, until it is
+// taken or freed.
+func TestHeldUIDs(t *testing.T) {
+	r := openTest(t)
+	const low, high = 70000, 70009
+	allocate := func(want int) {
+		t.Helper()
+		update(t, r, func(tx *Tx) error {
+			uid, err := tx.AllocateUID(low, high)
+			if uid != want {
+				t.Errorf("uid %d, want %d", uid, want)
+			}
+			return err
+		})
+	}
+	expect := func(want ...int) {
+		t.Helper()
+		if held, err := r.HeldUIDs(t.Context()); err != nil || !slices.Equal(held, want) {
+			t.Errorf("held: %v, %v; want %v", held, err, want)
+		}
+	}
+	allocate(low)
+	allocate(low + 1)
+	update(t, r, func(tx *Tx) error { return errors.Join(tx.HoldUID(low), tx.HoldUID(low+1)) })
+	expect(low, low+1)
+	allocate(low + 2)
+	update(t, r, func(tx *Tx) error { return tx.TakeUID(low + 1) })
+	expect(low)
+	update(t, r, func(tx *Tx) error { return errors.Join(tx.FreeHeldUID(low), tx.FreeHeldUID(low+1)) })
+	expect()
+	allocate(low)
+	allocate(low + 3) // low+1 is somebody's own
+}

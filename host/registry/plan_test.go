@@ -22,6 +22,8 @@ func TestQueriesUseIndexes(t *testing.T) {
 		"CountShards":       "one row for a million workers",
 		"LastGroup":         "takes the first row of the scan",
 
+		"HeldUIDs": "once, at a start, and no more than a host has uids",
+
 		"JumpShards":         "once, in a recovery",
 		"JumpLedgerCounters": "once, in a recovery",
 	}

@@ -19,6 +19,8 @@ import (
 type Stage struct {
 	store  *Store
 	serial worker.Serial
+	folder string // that it is in
+	joined bool   // it was in another before
 	root   *os.Root
 	files  []string
 	dirs   []string
@@ -33,8 +35,14 @@ type Access struct {
 
 // New makes the empty stage of a worker. One that is already there is a
 // worker.ErrConflict.
-func (s *Store) New(serial worker.Serial) (*Stage, error) {
-	name, err := staged(serial)
+func (s *Store) New(serial worker.Serial) (*Stage, error) { return s.newIn(staging, serial) }
+
+// NewWarm makes the empty folder of a worker that may come to be. It is no stage,
+// and cannot be promoted, before Join.
+func (s *Store) NewWarm(serial worker.Serial) (*Stage, error) { return s.newIn(warm, serial) }
+
+func (s *Store) newIn(folder string, serial worker.Serial) (*Stage, error) {
+	name, err := below(folder, serial)
 	if err != nil {
 		return nil, err
 	}
@@ -47,7 +55,20 @@ func (s *Store) New(serial worker.Serial) (*Stage, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open stage of %s: %w", serial, err)
 	}
-	return &Stage{store: s, serial: serial, root: root}, nil
+	return &Stage{store: s, serial: serial, folder: folder, root: root}, nil
+}
+
+// Join makes what NewWarm made the worker's stage. The folder stays the same: who
+// has it mounted sees what is written to it from then on.
+func (s *Stage) Join() error {
+	from, to := path.Join(s.folder, string(s.serial)), path.Join(staging, string(s.serial))
+	failpoint.Hit("stage", "join", "before")
+	if err := s.store.root.Rename(from, to); err != nil {
+		return fmt.Errorf("open stage of %s: %w", s.serial, err)
+	}
+	failpoint.Hit("stage", "join", "after")
+	s.folder, s.joined = staging, true
+	return nil
 }
 
 // Root is the stage's folder, to read what is in it. It is closed by Promote
@@ -55,7 +76,7 @@ func (s *Store) New(serial worker.Serial) (*Stage, error) {
 func (s *Stage) Root() *os.Root { return s.root }
 
 // Dir is the path of the stage's folder.
-func (s *Stage) Dir() string { return filepath.Join(s.store.dir, staging, string(s.serial)) }
+func (s *Stage) Dir() string { return filepath.Join(s.store.dir, s.folder, string(s.serial)) }
 
 // Close lets go of the stage; what is in it stays.
 func (s *Stage) Close() error { return s.root.Close() }
@@ -140,6 +161,9 @@ func (s *Stage) sync() error {
 	const together = 8
 	var g errgroup.Group
 	g.SetLimit(together)
+	if s.joined {
+		g.Go(func() error { return syncDir(s.store.root, warm) })
+	}
 	for _, names := range [][]string{s.files, s.dirs, {"."}} {
 		for _, name := range names {
 			g.Go(func() error { return syncDir(s.root, name) })

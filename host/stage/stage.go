@@ -32,6 +32,7 @@ import (
 
 const (
 	staging   = ".stage"
+	warm      = ".warm"
 	aside     = ".aside"
 	instances = "instances"
 )
@@ -49,7 +50,7 @@ type Store struct {
 
 // Open makes what is missing of the folders. The caller closes the store.
 func Open(c Config) (*Store, error) {
-	for _, d := range []string{c.Dir, filepath.Join(c.Dir, staging), filepath.Join(c.Dir, aside), filepath.Join(c.Dir, instances)} {
+	for _, d := range []string{c.Dir, filepath.Join(c.Dir, staging), filepath.Join(c.Dir, warm), filepath.Join(c.Dir, aside), filepath.Join(c.Dir, instances)} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("open stage: %w", err)
 		}
@@ -90,14 +91,14 @@ func (s *Store) openRoot(name string, serial worker.Serial) (*os.Root, error) {
 	return root, nil
 }
 
-// Drop removes the stage of a worker.
+// Drop removes the stage of a worker, also one that NewWarm made.
 func (s *Store) Drop(serial worker.Serial) error {
 	name, err := staged(serial)
 	if err != nil {
 		return err
 	}
 	failpoint.Hit("stage", "drop", "before")
-	if err := removeAll(s.root, name); err != nil {
+	if err := errors.Join(removeAll(s.root, name), removeAll(s.root, path.Join(warm, string(serial)))); err != nil {
 		return fmt.Errorf("drop stage of %s: %w", serial, err)
 	}
 	failpoint.Hit("stage", "drop", "after")
@@ -143,15 +144,23 @@ func (s *Store) Remove(serial worker.Serial) error {
 }
 
 // Sweep removes all stages, and names them, and whatever else a crash left among
-// them. It is for the start, when nothing is being forged.
+// them; those that were never any worker's it does not name. It is for the start,
+// when nothing is being forged.
 func (s *Store) Sweep() ([]worker.Serial, error) {
-	entries, err := fs.ReadDir(s.root.FS(), staging)
+	if _, err := s.sweep(warm); err != nil {
+		return nil, err
+	}
+	return s.sweep(staging)
+}
+
+func (s *Store) sweep(folder string) ([]worker.Serial, error) {
+	entries, err := fs.ReadDir(s.root.FS(), folder)
 	if err != nil {
 		return nil, fmt.Errorf("sweep stages: %w", err)
 	}
 	var removed []worker.Serial
 	for _, e := range entries {
-		if err := removeAll(s.root, path.Join(staging, e.Name())); err != nil {
+		if err := removeAll(s.root, path.Join(folder, e.Name())); err != nil {
 			return removed, fmt.Errorf("sweep stage %s: %w", e.Name(), err)
 		}
 		if serial, err := worker.ParseSerial(e.Name()); err == nil {

@@ -211,7 +211,7 @@ func TestUndoMayBeRepeated(t *testing.T) {
 	promoteNew(t, s, nora)
 	build(t, s, nora) // what a crash may leave beside it
 	twice("remove", s.Remove)
-	if all := list(t, s.dir); len(all) != 4 {
+	if all := list(t, s.dir); len(all) != 5 {
 		t.Errorf("left: %q", all)
 	}
 	if _, err := s.OpenRoot(nora); !errors.Is(err, worker.ErrNotFound) {
@@ -312,7 +312,7 @@ func TestManyFiles(t *testing.T) {
 	if err := s.Remove(nora); err != nil {
 		t.Fatal(err)
 	}
-	if left := list(t, s.dir); len(left) != 4 {
+	if left := list(t, s.dir); len(left) != 5 {
 		t.Errorf("left: %d", len(left))
 	}
 }
@@ -337,7 +337,7 @@ func TestNotRoot(t *testing.T) {
 		if err := s.Remove(nora); err != nil {
 			t.Fatal(err)
 		}
-		if left := list(t, "workers"); len(left) != 4 || strings.Contains(left[0], " 0:") {
+		if left := list(t, "workers"); len(left) != 5 || strings.Contains(left[0], " 0:") {
 			t.Errorf("left: %q", left)
 		}
 		return
@@ -387,7 +387,7 @@ func TestRemoveDeep(t *testing.T) {
 	if err := s.Remove(nora); err != nil {
 		t.Fatal(err)
 	}
-	if left := list(t, s.dir); len(left) != 4 {
+	if left := list(t, s.dir); len(left) != 5 {
 		t.Errorf("left: %d", len(left))
 	}
 }
@@ -513,7 +513,7 @@ func TestKilledWhileForging(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		if left := list(t, dir); len(left) != 4 {
+		if left := list(t, dir); len(left) != 5 {
 			t.Errorf("left: %q", left)
 		}
 		s.Close()
@@ -565,5 +565,52 @@ func BenchmarkForge(b *testing.B) {
 	for b.Loop() {
 		promoteNew(b, s, worker.NewSerial("DMN-TP-1", 1, i))
 		i++
+	}
+}
+
+// TestWarm: what NewWarm made is no stage before it joins those, and is the same
+// folder then.
+func TestWarm(t *testing.T) {
+	s := openStore(t)
+	for _, serial := range []worker.Serial{nora, otto} {
+		st, err := s.NewWarm(serial)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { st.Close() })
+		if err := st.Mkdir("state", Access{Mode: 0o700, UID: uid, GID: uid}); err != nil {
+			t.Fatal(err)
+		}
+		if stages, err := s.Stages(); err != nil || len(stages) != 0 {
+			t.Errorf("stages: %v, %v", stages, err)
+		}
+		if serial == otto {
+			break
+		}
+		before, err := os.Stat(st.Dir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(st.Join(), st.WriteFile("identity.json", []byte("{}"), Access{Mode: 0o440}), st.Promote()); err != nil {
+			t.Fatal(err)
+		}
+		if after, err := os.Stat(s.Dir(nora)); err != nil || !os.SameFile(before, after) {
+			t.Errorf("it is another folder, %v", err)
+		}
+	}
+	if _, err := s.NewWarm(otto); !errors.Is(err, worker.ErrConflict) {
+		t.Errorf("made twice: %v", err)
+	}
+	if err := s.Drop(otto); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.NewWarm(otto); err != nil {
+		t.Errorf("after it was dropped: %v", err)
+	}
+	if removed, err := s.Sweep(); err != nil || len(removed) != 0 {
+		t.Errorf("swept %v, %v", removed, err)
+	}
+	if left, err := os.ReadDir(filepath.Join(s.dir, warm)); err != nil || len(left) != 0 {
+		t.Errorf("left: %v, %v", left, err)
 	}
 }

@@ -33,6 +33,15 @@ SELECT CAST(EXISTS (SELECT 1 FROM uids WHERE uid = ? AND free_from = 0) AS INTEG
 UPDATE uids SET free_from = sqlc.arg(free_from)
 WHERE uid = (SELECT w.uid FROM workers w WHERE w.serial = sqlc.arg(serial) AND w.own_uid = 1 AND w.state <> 'retired');
 
+-- name: HoldUID :exec
+UPDATE uids SET free_from = -1 WHERE uid = ?;
+
+-- name: FreeHeldUID :exec
+UPDATE uids SET free_from = sqlc.arg(free_from) WHERE uid = sqlc.arg(uid) AND free_from = -1;
+
+-- name: HeldUIDs :many
+SELECT uid FROM uids WHERE free_from = -1 ORDER BY uid;
+
 -- name: PortTaken :one
 SELECT CAST(
     EXISTS (SELECT 1 FROM workers w WHERE w.port = sqlc.arg(port) AND w.port > 0 AND w.state <> 'retired')

@@ -63,6 +63,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.endPortQuarantinesStmt, err = db.PrepareContext(ctx, endPortQuarantines); err != nil {
 		return nil, fmt.Errorf("error preparing query EndPortQuarantines: %w", err)
 	}
+	if q.freeHeldUIDStmt, err = db.PrepareContext(ctx, freeHeldUID); err != nil {
+		return nil, fmt.Errorf("error preparing query FreeHeldUID: %w", err)
+	}
 	if q.freeUIDStmt, err = db.PrepareContext(ctx, freeUID); err != nil {
 		return nil, fmt.Errorf("error preparing query FreeUID: %w", err)
 	}
@@ -78,8 +81,14 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.groupStartSinceStmt, err = db.PrepareContext(ctx, groupStartSince); err != nil {
 		return nil, fmt.Errorf("error preparing query GroupStartSince: %w", err)
 	}
+	if q.heldUIDsStmt, err = db.PrepareContext(ctx, heldUIDs); err != nil {
+		return nil, fmt.Errorf("error preparing query HeldUIDs: %w", err)
+	}
 	if q.highestUIDStmt, err = db.PrepareContext(ctx, highestUID); err != nil {
 		return nil, fmt.Errorf("error preparing query HighestUID: %w", err)
+	}
+	if q.holdUIDStmt, err = db.PrepareContext(ctx, holdUID); err != nil {
+		return nil, fmt.Errorf("error preparing query HoldUID: %w", err)
 	}
 	if q.insertClientStmt, err = db.PrepareContext(ctx, insertClient); err != nil {
 		return nil, fmt.Errorf("error preparing query InsertClient: %w", err)
@@ -247,6 +256,11 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing endPortQuarantinesStmt: %w", cerr)
 		}
 	}
+	if q.freeHeldUIDStmt != nil {
+		if cerr := q.freeHeldUIDStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing freeHeldUIDStmt: %w", cerr)
+		}
+	}
 	if q.freeUIDStmt != nil {
 		if cerr := q.freeUIDStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing freeUIDStmt: %w", cerr)
@@ -272,9 +286,19 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing groupStartSinceStmt: %w", cerr)
 		}
 	}
+	if q.heldUIDsStmt != nil {
+		if cerr := q.heldUIDsStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing heldUIDsStmt: %w", cerr)
+		}
+	}
 	if q.highestUIDStmt != nil {
 		if cerr := q.highestUIDStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing highestUIDStmt: %w", cerr)
+		}
+	}
+	if q.holdUIDStmt != nil {
+		if cerr := q.holdUIDStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing holdUIDStmt: %w", cerr)
 		}
 	}
 	if q.insertClientStmt != nil {
@@ -489,12 +513,15 @@ type Queries struct {
 	deliveriesOfStmt        *sql.Stmt
 	descriptorsStmt         *sql.Stmt
 	endPortQuarantinesStmt  *sql.Stmt
+	freeHeldUIDStmt         *sql.Stmt
 	freeUIDStmt             *sql.Stmt
 	freeUIDOfStmt           *sql.Stmt
 	groupFromStmt           *sql.Stmt
 	groupStartStmt          *sql.Stmt
 	groupStartSinceStmt     *sql.Stmt
+	heldUIDsStmt            *sql.Stmt
 	highestUIDStmt          *sql.Stmt
+	holdUIDStmt             *sql.Stmt
 	insertClientStmt        *sql.Stmt
 	insertGroupStmt         *sql.Stmt
 	insertShardStmt         *sql.Stmt
@@ -546,12 +573,15 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		deliveriesOfStmt:        q.deliveriesOfStmt,
 		descriptorsStmt:         q.descriptorsStmt,
 		endPortQuarantinesStmt:  q.endPortQuarantinesStmt,
+		freeHeldUIDStmt:         q.freeHeldUIDStmt,
 		freeUIDStmt:             q.freeUIDStmt,
 		freeUIDOfStmt:           q.freeUIDOfStmt,
 		groupFromStmt:           q.groupFromStmt,
 		groupStartStmt:          q.groupStartStmt,
 		groupStartSinceStmt:     q.groupStartSinceStmt,
+		heldUIDsStmt:            q.heldUIDsStmt,
 		highestUIDStmt:          q.highestUIDStmt,
+		holdUIDStmt:             q.holdUIDStmt,
 		insertClientStmt:        q.insertClientStmt,
 		insertGroupStmt:         q.insertGroupStmt,
 		insertShardStmt:         q.insertShardStmt,

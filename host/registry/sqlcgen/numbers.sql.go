@@ -31,6 +31,20 @@ func (q *Queries) EndPortQuarantines(ctx context.Context, until int64) error {
 	return err
 }
 
+const freeHeldUID = `-- name: FreeHeldUID :exec
+UPDATE uids SET free_from = ?1 WHERE uid = ?2 AND free_from = -1
+`
+
+type FreeHeldUIDParams struct {
+	FreeFrom int64
+	Uid      int
+}
+
+func (q *Queries) FreeHeldUID(ctx context.Context, arg FreeHeldUIDParams) error {
+	_, err := q.exec(ctx, q.freeHeldUIDStmt, freeHeldUID, arg.FreeFrom, arg.Uid)
+	return err
+}
+
 const freeUIDOf = `-- name: FreeUIDOf :exec
 UPDATE uids SET free_from = ?1
 WHERE uid = (SELECT w.uid FROM workers w WHERE w.serial = ?2 AND w.own_uid = 1 AND w.state <> 'retired')
@@ -44,6 +58,33 @@ type FreeUIDOfParams struct {
 func (q *Queries) FreeUIDOf(ctx context.Context, arg FreeUIDOfParams) error {
 	_, err := q.exec(ctx, q.freeUIDOfStmt, freeUIDOf, arg.FreeFrom, arg.Serial)
 	return err
+}
+
+const heldUIDs = `-- name: HeldUIDs :many
+SELECT uid FROM uids WHERE free_from = -1 ORDER BY uid
+`
+
+func (q *Queries) HeldUIDs(ctx context.Context) ([]int, error) {
+	rows, err := q.query(ctx, q.heldUIDsStmt, heldUIDs)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []int
+	for rows.Next() {
+		var uid int
+		if err := rows.Scan(&uid); err != nil {
+			return nil, err
+		}
+		items = append(items, uid)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const highestUID = `-- name: HighestUID :one
@@ -60,6 +101,15 @@ func (q *Queries) HighestUID(ctx context.Context, arg HighestUIDParams) (int, er
 	var uid int
 	err := row.Scan(&uid)
 	return uid, err
+}
+
+const holdUID = `-- name: HoldUID :exec
+UPDATE uids SET free_from = -1 WHERE uid = ?
+`
+
+func (q *Queries) HoldUID(ctx context.Context, uid int) error {
+	_, err := q.exec(ctx, q.holdUIDStmt, holdUID, uid)
+	return err
 }
 
 const insertShard = `-- name: InsertShard :execrows
