@@ -156,6 +156,14 @@ type Launcher interface {
 	// already is a worker.ErrConflict: also where a host that died while it created
 	// the same worker had it created after all, a moment after this one looked.
 	Create(ctx context.Context, spec Spec) error
+	// Warm does for a worker that is yet to be created what can be done before its
+	// folder is whole: a Create of the same spec, but for Dir, takes that over if it
+	// is sound, and leaves Start little to do. spec.Dir has RunDir, StateDir and
+	// LogsDir; Create finds the very same folder under its own Dir. Until then the
+	// worker counts as not known, but Remove removes what there is, and so does the
+	// next launcher over the same data folder. A launcher that has nothing to do
+	// beforehand says errors.ErrUnsupported.
+	Warm(ctx context.Context, spec Spec) error
 	// Start runs a created worker. While one is running, or its end was not
 	// yet settled by Stop, that is a worker.ErrConflict.
 	Start(ctx context.Context, serial worker.Serial) error

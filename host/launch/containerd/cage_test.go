@@ -17,7 +17,12 @@ import (
 func TestCage(t *testing.T) {
 	t.Parallel()
 	b := launchtest.NewBench(t, open)
-	g, other := b.Guest(), b.Guest()
+	checkCage(t, b, b.Guest(), b.Guest())
+}
+
+// checkCage asks worker g what it can see and do.
+func checkCage(t *testing.T, b *launchtest.Bench, g, other *launchtest.Guest) {
+	t.Helper()
 	r := g.Report()
 	for key, want := range map[string]string{
 		"CapInh": "0000000000000000", "CapPrm": "0000000000000000", "CapEff": "0000000000000000",

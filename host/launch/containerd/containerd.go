@@ -73,6 +73,7 @@ const (
 	labelExit    = "dals.exit"    // how the last settled run ended, JSON
 	labelLog     = "dals.log"     // absolute path of the log file
 	labelRunner  = "dals.runner"  // the host's id, of a Runner's container, which has no labelHost
+	labelWarm    = "dals.warm"    // the host's id, of a container that Warm made, which has no labelHost
 )
 
 // Config is what the launcher needs.
@@ -101,6 +102,7 @@ type Launcher struct {
 	ready    sync.Map     // digests of binaries that were prepared → of their images
 	foreseen sync.Map     // digests of binaries → of the images that Prepare would make
 	fresh    sync.Map     // serials of containers that we made and nobody has started → containers.Container
+	warm     sync.Map     // serials that Warm was told of → launch.Spec
 	started  sync.Map     // serials of the runs that we have started and not settled
 	folders  sync.Map     // serials of created workers → their folders
 	overDisk sync.Map     // serials of the runs that were ended because of their disk use
@@ -138,7 +140,7 @@ func newWith(ctx context.Context, cfg Config, disk diskLimits) (*Launcher, error
 	if err := l.openDaemon(ctx); err != nil {
 		return nil, l.abandon(ctx, err)
 	}
-	if err := errors.Join(sweepLeases(ctx, l.client.LeasesService()), sweepRootfs(l.rootfsDir()), l.sweepRunners(ctx), l.findFolders(ctx)); err != nil {
+	if err := errors.Join(sweepLeases(ctx, l.client.LeasesService()), sweepRootfs(l.rootfsDir()), l.sweepUnowned(ctx), l.findFolders(ctx)); err != nil {
 		return nil, l.abandon(ctx, err)
 	}
 	l.watched = make(chan struct{})
@@ -251,7 +253,7 @@ func (l *Launcher) Down(ctx context.Context) error {
 	if n := len(left); n > 0 {
 		return fmt.Errorf("take containerd down: %d workers are left: %w", n, worker.ErrConflict)
 	}
-	if err := l.sweepRunners(ctx); err != nil {
+	if err := l.sweepUnowned(ctx); err != nil {
 		return fmt.Errorf("take containerd down: %w", err)
 	}
 	if err := l.daemon.down(ctx); err != nil {

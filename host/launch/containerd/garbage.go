@@ -61,7 +61,8 @@ func (l *Launcher) Artifacts(ctx context.Context) ([]launch.Artifact, error) {
 // usedBinaries are the digests of the binaries of all containers that there are.
 func (l *Launcher) usedBinaries(ctx context.Context) (map[string]bool, error) {
 	containers, err := l.client.ContainerService().List(ctx,
-		fmt.Sprintf("labels.%q==%q", labelHost, l.cfg.HostID), fmt.Sprintf("labels.%q==%q", labelRunner, l.cfg.HostID))
+		fmt.Sprintf("labels.%q==%q", labelHost, l.cfg.HostID), fmt.Sprintf("labels.%q==%q", labelRunner, l.cfg.HostID),
+		fmt.Sprintf("labels.%q==%q", labelWarm, l.cfg.HostID))
 	if err != nil {
 		return nil, fmt.Errorf("list containers: %w", family(err))
 	}

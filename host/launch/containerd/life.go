@@ -32,30 +32,47 @@ func (l *Launcher) Create(ctx context.Context, spec launch.Spec) error {
 		return fmt.Errorf("create %s: %w", spec.Serial, err)
 	}
 	defer done()
-	// From here on to the record the image must not be discarded.
-	kept, err := l.images.Take(ctx, spec.Image.Digest)
+	claimed, err := l.claim(ctx, spec)
+	if err == nil && !claimed {
+		err = l.createCold(ctx, spec)
+	}
 	if err != nil {
 		return fmt.Errorf("create %s: %w", spec.Serial, err)
 	}
-	defer kept()
-	if !rootfsReady(l.rootfs(spec.Image.Digest)) {
-		return fmt.Errorf("create %s: image %s is not prepared: %w", spec.Serial, spec.Image.Digest, worker.ErrInvalid)
-	}
-	if len(spec.Mounts) > 0 {
-		if err := havePlaces(l.rootfs(spec.Image.Digest)); err != nil {
-			return fmt.Errorf("create %s: %w", spec.Serial, err)
-		}
-	}
-	c, err := l.container(spec)
-	if err != nil {
-		return fmt.Errorf("create %s: %w", spec.Serial, err)
-	}
-	if _, err := l.client.ContainerService().Create(ctx, c); err != nil {
-		return fmt.Errorf("create %s: %w", spec.Serial, family(err))
-	}
-	l.fresh.Store(spec.Serial, c)
 	l.folders.Store(spec.Serial, spec.Dir)
 	return nil
+}
+
+func (l *Launcher) createCold(ctx context.Context, spec launch.Spec) error {
+	c, err := l.container(spec)
+	if err == nil {
+		err = l.register(ctx, c, spec)
+	}
+	if err == nil {
+		l.fresh.Store(spec.Serial, c)
+	}
+	return err
+}
+
+// register has containerd know of the container of spec.
+func (l *Launcher) register(ctx context.Context, c containers.Container, spec launch.Spec) error {
+	// From here on to the record the image must not be discarded.
+	digest := spec.Image.Digest
+	kept, err := l.images.Take(ctx, digest)
+	if err != nil {
+		return err
+	}
+	defer kept()
+	if !rootfsReady(l.rootfs(digest)) {
+		return fmt.Errorf("image %s is not prepared: %w", digest, worker.ErrInvalid)
+	}
+	if len(spec.Mounts) > 0 {
+		if err := havePlaces(l.rootfs(digest)); err != nil {
+			return err
+		}
+	}
+	_, err = l.client.ContainerService().Create(ctx, c)
+	return family(err)
 }
 
 func (l *Launcher) check(spec launch.Spec) error {

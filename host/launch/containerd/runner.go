@@ -254,15 +254,17 @@ func (r *Runner) abandon(ctx context.Context) error {
 	return err
 }
 
-// sweepRunners removes what an earlier host's Runners have left.
-func (l *Launcher) sweepRunners(ctx context.Context) error {
-	left, err := l.client.ContainerService().List(ctx, fmt.Sprintf("labels.%q==%q", labelRunner, l.cfg.HostID))
+// sweepUnowned removes what an earlier host's Runners have left, and what it kept
+// warm: the containers that are no worker's.
+func (l *Launcher) sweepUnowned(ctx context.Context) error {
+	left, err := l.client.ContainerService().List(ctx,
+		fmt.Sprintf("labels.%q==%q", labelRunner, l.cfg.HostID), fmt.Sprintf("labels.%q==%q", labelWarm, l.cfg.HostID))
 	if err != nil {
-		return fmt.Errorf("list plugins' containers: %w", family(err))
+		return fmt.Errorf("list containers of no worker: %w", family(err))
 	}
 	for _, c := range left {
 		if err := l.remove(ctx, worker.Serial(c.ID)); err != nil {
-			return fmt.Errorf("remove an earlier host's plugin: %w", err)
+			return fmt.Errorf("remove an earlier host's container of no worker: %w", err)
 		}
 	}
 	return nil

@@ -181,3 +181,8 @@ func (l *Launcher) Remove(ctx context.Context, serial worker.Serial) error {
 	delete(l.workers, serial)
 	return nil
 }
+
+// Warm has nothing to do: a process is made by being started.
+func (l *Launcher) Warm(context.Context, launch.Spec) error {
+	return fmt.Errorf("keep a process warm: %w", errors.ErrUnsupported)
+}
