@@ -54,6 +54,9 @@ type Config struct {
 	// Drain is how long running calls may take once the host is told to end; what
 	// is cut then is answered to the next host.
 	Drain time.Duration
+	// Warm says of how many workers, by type, the containers are made beforehand.
+	// It takes the containerd launcher.
+	Warm map[string]int
 	// LogGuard is the command of a process that is GuardLogs over the data folder;
 	// empty for none.
 	LogGuard []string
@@ -134,7 +137,7 @@ func (h *Host) Run(ctx context.Context) (err error) {
 	beneath, stopBeneath := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopBeneath()
 	g, running := errgroup.WithContext(beneath)
-	for _, run := range []func(context.Context) error{h.record.Run, h.catalog.Run, h.gate.Run, h.doors.Run, h.forge.Run, h.patrol, h.keepMirrors, h.logs.Run, h.keepGuard, h.serveHTTP, h.ports.run} {
+	for _, run := range []func(context.Context) error{h.record.Run, h.catalog.Run, h.gate.Run, h.doors.Run, h.forge.Run, h.forge.KeepWarm, h.patrol, h.keepMirrors, h.logs.Run, h.keepGuard, h.serveHTTP, h.ports.run} {
 		g.Go(func() error { return run(running) })
 	}
 	g.Go(func() error {

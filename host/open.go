@@ -118,6 +118,9 @@ func (h *Host) openLauncher(ctx context.Context) (err error) {
 		return err
 	}
 	h.onClose(h.launcher.Close)
+	if len(h.Warm) > 0 && h.launcher.Name() != launcherContainerd {
+		return worker.Hint(fmt.Errorf("keep workers warm under the %s launcher: %w", h.launcher.Name(), worker.ErrInvalid), "leave out --warm, or use --launcher containerd")
+	}
 	return nil
 }
 
@@ -173,7 +176,7 @@ func (h *Host) openSupervisorAndForge(context.Context) error {
 	c := forge.Config{
 		Types: types{h.catalog}, Registry: h.registry, Stage: h.stage, Ports: h.ports, Keys: h.keys, Authority: h.authority,
 		Launcher: h.launcher, Sessions: h.sessions(), Keeper: h.supervisor, Checkpoint: h.record.Checkpoint,
-		Changed: h.mirrors.changed, OwnUID: os.Geteuid(), Own: slices.Concat(h.PluginDirs, []string{h.paths.data}), Spec: h.spec, Logger: h.Logger.Named("forge"),
+		Changed: h.mirrors.changed, OwnUID: os.Geteuid(), Own: slices.Concat(h.PluginDirs, []string{h.paths.data}), Spec: h.spec, Warm: h.Warm, Logger: h.Logger.Named("forge"),
 	}
 	if os.Geteuid() == 0 {
 		first := firstUIDOf(h.keys.HostID())

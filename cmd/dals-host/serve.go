@@ -21,6 +21,7 @@ func serveCommand(a *app) *cobra.Command {
 	var (
 		config host.Config
 		ports  string
+		warm   []string
 	)
 	cmd := &cobra.Command{
 		Use:   "serve",
@@ -33,7 +34,8 @@ serves, and tells systemd (Type=notify, with KillMode=process and Delegate=yes).
 		Example: `  dals-host serve
   dals-host serve --data-dir ./data --plugins ./plugins --launcher process
   dals-host serve --containerd /run/containerd/containerd.sock
-  dals-host serve --http 127.0.0.1:8080 --log-level debug`,
+  dals-host serve --http 127.0.0.1:8080 --log-level debug
+  dals-host serve --warm template=4`,
 		Args: exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			// Before anything is opened: a slip of the pen makes no data folder.
@@ -55,6 +57,9 @@ serves, and tells systemd (Type=notify, with KillMode=process and Delegate=yes).
 			if err := readPorts(ports, &config); err != nil {
 				return err
 			}
+			if err := readWarm(warm, &config); err != nil {
+				return err
+			}
 			dir, err := a.dataDir()
 			if err != nil {
 				return err
@@ -72,6 +77,7 @@ serves, and tells systemd (Type=notify, with KillMode=process and Delegate=yes).
 	flags.StringVar(&config.HTTP, "http", "", "`ADDRESS` to answer /healthz at (default none)")
 	flags.DurationVar(&config.Drain, "drain", 15*time.Second, "time for running calls to end once the host is told to; a task may take up to 5m")
 	flags.StringVar(&ports, "ports", "", "`LOW-HIGH`: the range that workers' ports are taken from (default 20000-29999)")
+	flags.StringArrayVar(&warm, "warm", nil, "`TYPE=N`: containers of that type's default version to make before they are asked for (repeatable)")
 	return cmd
 }
 
@@ -84,6 +90,26 @@ func checkContainerd(c host.Config) error {
 		return usagef("--containerd %s: give the absolute path of its socket, or private", c.Containerd)
 	case c.Launcher == "process":
 		return usagef("--containerd %s: with --launcher process there are no containers", c.Containerd)
+	}
+	return nil
+}
+
+// maxWarm is how many containers of one type may wait to be claimed: each takes
+// memory for as long.
+const maxWarm = 64
+
+// readWarm reads how many workers are to be kept warm, by type.
+func readWarm(asked []string, config *host.Config) error {
+	for _, text := range asked {
+		name, number, _ := strings.Cut(text, "=")
+		n, err := strconv.Atoi(number)
+		if _, twice := config.Warm[name]; err != nil || n < 1 || n > maxWarm || name == "" || twice {
+			return usagef("--warm %s: use a type and a number from 1 to %d, once for each type, as in template=4", text, maxWarm)
+		}
+		if config.Warm == nil {
+			config.Warm = map[string]int{}
+		}
+		config.Warm[name] = n
 	}
 	return nil
 }

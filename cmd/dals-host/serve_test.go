@@ -8,6 +8,8 @@ import (
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/hashicorp/go-hclog"
+
+	"github.com/dals-host/dals-host/host"
 )
 
 // TestNotify speaks to systemd as a unit of Type=notify does.
@@ -27,5 +29,17 @@ func TestNotify(t *testing.T) {
 	n, err := systemd.Read(heard)
 	if err != nil || string(heard[:n]) != "READY=1" {
 		t.Fatalf("systemd heard %q, %v", heard[:n], err)
+	}
+}
+
+func TestReadWarm(t *testing.T) {
+	for text, want := range map[string]int{"template=1": 1, "template=64": 64, "template": 0, "template=0": 0, "template=65": 0, "=4": 0, "template=x": 0, "template=4=4": 0} {
+		var config host.Config
+		if err := readWarm([]string{text}, &config); (err == nil) != (want > 0) || config.Warm["template"] != want {
+			t.Errorf("%s: %v, %v", text, config.Warm, err)
+		}
+	}
+	if err := readWarm([]string{"template=1", "template=2"}, &host.Config{}); err == nil {
+		t.Error("a type twice")
 	}
 }

@@ -103,16 +103,18 @@ func workerOwned(w worker.Worker, mode fs.FileMode) stage.Access {
 }
 
 // lay puts files and folders into the stage.
-func (j *job) lay(files []file) error {
+func (j *job) lay(files []file) error { return lay(j.folder, files) }
+
+func lay(folder *stage.Stage, files []file) error {
 	for _, file := range files {
 		var err error
 		switch {
 		case file.isFolder():
-			err = j.folder.Mkdir(strings.TrimSuffix(file.path, "/"), file.access)
+			err = folder.Mkdir(strings.TrimSuffix(file.path, "/"), file.access)
 		case file.data == nil:
 			err = fmt.Errorf("write %s: it has no text", file.path)
 		default:
-			err = j.folder.WriteFile(file.path, file.data, file.access)
+			err = folder.WriteFile(file.path, file.data, file.access)
 		}
 		if err != nil {
 			return err

@@ -105,7 +105,9 @@ type Config struct {
 	// lie in.
 	Own []string
 	// Spec says how to run a worker, from what its row says.
-	Spec   func(worker.Worker) launch.Spec
+	Spec func(worker.Worker) launch.Spec
+	// Warm says of how many workers, by type, a part is made beforehand.
+	Warm   map[string]int
 	Logger hclog.Logger
 }
 
@@ -118,6 +120,7 @@ type Forge struct {
 	turns  turn.Keys[string] // by name
 	leases *leases
 	work   *underWay
+	warmth *warmth
 	slots  chan struct{} // full when no more workers may be in the making
 	left   chan struct{} // holds one word when something was left open
 }
@@ -129,7 +132,7 @@ const forgesPerCPU = 8
 
 // New makes a Forge.
 func New(c Config) *Forge {
-	return &Forge{Config: c, leases: newLeases(), work: newUnderWay(), slots: make(chan struct{}, forgesPerCPU*runtime.GOMAXPROCS(0)), left: make(chan struct{}, 1)}
+	return &Forge{Config: c, leases: newLeases(), work: newUnderWay(), warmth: newWarmth(), slots: make(chan struct{}, forgesPerCPU*runtime.GOMAXPROCS(0)), left: make(chan struct{}, 1)}
 }
 
 // Request asks for one worker.
@@ -184,6 +187,7 @@ type job struct {
 	typ       Type
 	listener  *ports.Listener
 	folder    *stage.Stage
+	slot      *slot // that it has claimed; nil for none
 	startedAt time.Time
 	logged    int64  // the size of the worker's log then
 	why       error  // while undoing: what failed

@@ -168,7 +168,7 @@ func (f *Forge) enter(ctx context.Context) (leave func(), err error) {
 	}
 	select {
 	case f.slots <- struct{}{}:
-		return func() { <-f.slots }, nil
+		return func() { <-f.slots; f.warmth.wakeUp() }, nil
 	case <-f.work.frozen:
 		return nil, errFrozen
 	case <-ctx.Done():

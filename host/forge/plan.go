@@ -85,8 +85,9 @@ func (f *Forge) planNumbers(ctx context.Context, j *job) error {
 		return err
 	}
 	defer listener.Close()
+	ready, _ := f.warmth.find(j.fits)
 	err = f.Registry.Update(ctx, func(tx *registry.Tx) error {
-		if err := f.allocateIn(tx, &j.worker); err != nil {
+		if err := f.allocateIn(tx, &j.worker, ready); err != nil {
 			return err
 		}
 		return errPlanned

@@ -21,11 +21,11 @@ const (
 
 // Recover brings every worker that an earlier host left half made, half upgraded
 // or half retired to an end, and ends what still runs of those that are not to
-// run. It runs before the first Forge. What cannot be ended now is told in the
+// run. It runs before the first Forge, and frees the uids of what was kept warm. What cannot be ended now is told in the
 // error and tried again by Run.
 func (f *Forge) Recover(ctx context.Context) error {
 	_, err := f.settleAll(ctx)
-	return err
+	return errors.Join(err, f.freeHeldUIDs(ctx))
 }
 
 // settleAll does what Recover does to all workers of which nobody has the turn,

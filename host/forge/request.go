@@ -18,6 +18,7 @@ import (
 
 	"github.com/dals-host/dals-host/host/worker"
 	"github.com/dals-host/dals-host/sdk/capability"
+	workerv1 "github.com/dals-host/dals-host/sdk/proto/worker/v1"
 )
 
 // maxConfig keeps the entry that records a forge, which carries the
@@ -99,9 +100,14 @@ func (f *Forge) newJob(ctx context.Context, r Request) (_ *job, err error) {
 	d := typ.Descriptor
 	return &job{what: "forge", release: release, request: r, typ: typ, worker: worker.Worker{
 		Name: r.Name, Type: d.GetName(), TypeVersion: d.GetVersion(), PluginDigest: typ.Image.Digest,
-		ClassCode: worker.ClassCode(r.ClassCode), Model: worker.NewModelNumber(d.GetFamily(), generation(d.GetVersion())),
+		ClassCode: worker.ClassCode(r.ClassCode), Model: modelOf(d),
 		State: worker.StateForging, Launcher: f.Launcher.Name(), Config: config, Grants: r.Grants, Limits: r.Limits, RequestSHA256: hash,
 	}}, nil
+}
+
+// modelOf is the model number of a type's workers.
+func modelOf(d *workerv1.TypeDescriptor) worker.ModelNumber {
+	return worker.NewModelNumber(d.GetFamily(), generation(d.GetVersion()))
 }
 
 // generation is the major of a type version that the catalog has checked.

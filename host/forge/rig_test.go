@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -57,7 +58,7 @@ type rig struct {
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	r := &rig{t: t, dir: t.TempDir(), launcher: &fakeLauncher{running: map[worker.Serial]bool{}, dirs: map[worker.Serial]string{}, images: map[worker.Serial]string{}}}
+	r := &rig{t: t, dir: t.TempDir(), launcher: &fakeLauncher{running: map[worker.Serial]bool{}, warm: map[worker.Serial]launch.Spec{}, dirs: map[worker.Serial]string{}, images: map[worker.Serial]string{}}}
 	r.open(true)
 	return r
 }
@@ -213,6 +214,8 @@ type fakeLauncher struct {
 
 	mu      sync.Mutex
 	running map[worker.Serial]bool
+	warm    map[worker.Serial]launch.Spec
+	cold    error // what Warm answers
 	dirs    map[worker.Serial]string
 	images  map[worker.Serial]string // digests
 	exit    *launch.Exit             // what Wait tells at once, if anything
@@ -259,8 +262,28 @@ func (l *fakeLauncher) Create(_ context.Context, s launch.Spec) error {
 	if _, known := l.running[s.Serial]; known {
 		return worker.ErrConflict
 	}
+	if had, warm := l.warm[s.Serial]; warm {
+		if had.Dir = s.Dir; !reflect.DeepEqual(had, s) {
+			return fmt.Errorf("was kept warm as %+v, is created as %+v", had, s)
+		}
+		delete(l.warm, s.Serial)
+	}
 	l.running[s.Serial], l.dirs[s.Serial], l.images[s.Serial] = false, s.Dir, s.Image.Digest
 	return nil
+}
+
+func (l *fakeLauncher) Warm(_ context.Context, s launch.Spec) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, name := range []string{launch.StateDir, launch.RunDir, launch.LogsDir} {
+		if _, err := os.Stat(filepath.Join(s.Dir, name)); err != nil {
+			return err
+		}
+	}
+	if l.cold == nil {
+		l.warm[s.Serial] = s
+	}
+	return l.cold
 }
 
 func (l *fakeLauncher) Start(_ context.Context, s worker.Serial) error {
@@ -310,6 +333,7 @@ func (l *fakeLauncher) Remove(_ context.Context, s worker.Serial) error {
 		return errors.New("removed while running")
 	}
 	delete(l.running, s)
+	delete(l.warm, s)
 	return nil
 }
 
@@ -350,10 +374,14 @@ func (r *rig) nothingLeft(what string, port int) {
 	if err != nil || len(workers) != 0 {
 		r.t.Errorf("%s: rows left: %+v, %v", what, workers, err)
 	}
-	for _, dir := range []string{".stage", ".aside", "instances"} {
+	for _, dir := range []string{".stage", ".warm", ".aside", "instances"} {
 		if left, err := os.ReadDir(filepath.Join(r.dir, "workers", dir)); err != nil || len(left) != 0 {
 			r.t.Errorf("%s: left in %s: %v, %v", what, dir, left, err)
 		}
+	}
+	held, err := r.registry.HeldUIDs(context.Background())
+	if err != nil || len(held) != 0 || len(r.launcher.warm) != 0 {
+		r.t.Errorf("%s: kept warm: %v, uids %v, %v", what, r.launcher.warm, held, err)
 	}
 	if len(r.launcher.running) != 0 || len(r.attached) != 0 || len(r.kept) != 0 || len(r.held) != 0 {
 		r.t.Errorf("%s: left: launcher %v, sessions %v, kept %v, ports %v", what, r.launcher.running, r.attached, r.kept, r.held)

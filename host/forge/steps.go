@@ -28,19 +28,46 @@ func (f *Forge) allocate(ctx context.Context, j *job) error {
 	}
 	j.listener, j.worker.Port = listener, listener.Port()
 	j.worker.CreatedAt = time.Now().UTC().Truncate(time.Millisecond)
+	j.slot = f.warmth.take(j.fits)
 	// Not the caller's context: whether the row was written must be known.
-	return f.Registry.Update(context.WithoutCancel(ctx), func(tx *registry.Tx) error {
-		return f.allocateIn(tx, &j.worker)
+	err = f.Registry.Update(context.WithoutCancel(ctx), func(tx *registry.Tx) error {
+		return f.allocateIn(tx, &j.worker, j.slot)
 	})
+	if j.slot == nil {
+		return err
+	}
+	if err != nil { // no row tells of the slot
+		f.warmth.put(j.slot)
+		j.slot = nil
+		return err
+	}
+	j.slot.release() // the job has a lease of its own
+	f.Logger.Debug("a worker that was kept warm is claimed", "worker", j.worker.Name, "serial", j.worker.Serial)
+	return nil
 }
 
-// allocateIn is the part of the allocation that the registry decides.
-func (f *Forge) allocateIn(tx *registry.Tx, w *worker.Worker) (err error) {
-	if w.Serial, err = tx.AllocateSerial(w.Model); err != nil {
-		return fmt.Errorf("allocate serial: %w", err)
+// allocateIn is the part of the allocation that the registry decides. Who claims a
+// slot gets its numbers.
+func (f *Forge) allocateIn(tx *registry.Tx, w *worker.Worker, claimed *slot) (err error) {
+	if claimed == nil {
+		err = f.allocateSelf(tx, w)
+	} else {
+		w.Serial, w.UID = claimed.worker.Serial, claimed.worker.UID
+		err = tx.TakeUID(w.UID)
+	}
+	if err != nil {
+		return err
 	}
 	if w.LedgerCode, err = tx.AllocateLedgerCode(w.ClassCode); err != nil {
 		return fmt.Errorf("allocate ledger code: %w", err)
+	}
+	return tx.InsertWorker(*w)
+}
+
+// allocateSelf gives the worker the numbers that do not depend on what it is for.
+func (f *Forge) allocateSelf(tx *registry.Tx, w *worker.Worker) (err error) {
+	if w.Serial, err = tx.AllocateSerial(w.Model); err != nil {
+		return fmt.Errorf("allocate serial: %w", err)
 	}
 	w.UID = f.OwnUID
 	if f.UIDs.High > 0 {
@@ -48,7 +75,7 @@ func (f *Forge) allocateIn(tx *registry.Tx, w *worker.Worker) (err error) {
 			return fmt.Errorf("allocate uid: %w", err)
 		}
 	}
-	return tx.InsertWorker(*w)
+	return nil
 }
 
 // release gives the numbers back as far as they can be: the row goes, the
@@ -56,6 +83,14 @@ func (f *Forge) allocateIn(tx *registry.Tx, w *worker.Worker) (err error) {
 func (f *Forge) release(ctx context.Context, j *job) error {
 	if j.worker.Serial == "" {
 		return nil
+	}
+	if j.slot != nil { // the steps that would undo what it has may not have come yet
+		if err := f.Launcher.Remove(ctx, j.worker.Serial); err != nil {
+			return err
+		}
+		if err := f.Stage.Drop(j.worker.Serial); err != nil {
+			return err
+		}
 	}
 	entry, err := record.Entry{At: time.Now(), Kind: record.Void, Worker: record.NameOf(j.worker), Reason: j.why.Error()}.Encode()
 	if err != nil {
@@ -78,6 +113,10 @@ func (f *Forge) release(ctx context.Context, j *job) error {
 }
 
 func (f *Forge) openStage(_ context.Context, j *job) error {
+	if j.slot != nil {
+		j.folder = j.slot.folder
+		return j.folder.Join()
+	}
 	folder, err := f.Stage.New(j.worker.Serial)
 	if err != nil {
 		return err

@@ -186,7 +186,7 @@ func (l *Launcher) List(ctx context.Context) ([]launch.Status, error) {
 	}
 	list := make([]launch.Status, 0, len(created))
 	for _, c := range created {
-		if c.Labels[labelRunner] == l.cfg.HostID {
+		if c.Labels[labelRunner] == l.cfg.HostID || c.Labels[labelWarm] == l.cfg.HostID {
 			continue
 		}
 		t, ok := task[c.ID]
