@@ -103,6 +103,46 @@ func forgeAll(b *testing.B, runtime string, n, width int, steps map[string][]flo
 	return c
 }
 
+// claimAll forges the workers, one after the other, on a new host that has a container
+// ready for each, and takes it down.
+func claimAll(b *testing.B, runtime string, n int, steps map[string][]float64) cost {
+	b.Helper()
+	const ready = 2
+	h := &host{t: b, launcher: "containerd", flags: []string{"--runtime", runtime, "--warm", fmt.Sprintf("template=%d", ready)}}
+	h.setup()
+	h.awaitWarm(ready)
+	h.forge("warm", "template") // the page cache
+	h.awaitWarm(ready + 1)
+	time.Sleep(rest)
+	c := cost{n: n}
+	for i := range n {
+		began, cpu := time.Now(), cpuTime(b)
+		if _, err := h.client.Forge(b.Context(), client.ForgeRequest{Name: fmt.Sprintf("w%d", i), Type: "template", ClassCode: "A1"}); err != nil {
+			b.Fatal(err)
+		}
+		took := time.Since(began)
+		h.awaitWarm(ready + 2 + i) // what was claimed is made good: that counts as the forge's CPU
+		c.each, c.took, c.cpu = append(c.each, took.Seconds()*1000), c.took+took, c.cpu+cpuTime(b)-cpu
+	}
+	stepTimes(h.log.String(), steps)
+	if claimed := strings.Count(h.log.String(), "is claimed"); claimed != n+1 {
+		b.Fatalf("%d of %d forges claimed a container", claimed, n+1)
+	}
+	h.down()
+	return c
+}
+
+// awaitWarm waits until the host has made so many containers beforehand.
+func (h *host) awaitWarm(n int) {
+	h.t.Helper()
+	h.eventually("containers kept warm", func() error {
+		if made := strings.Count(h.log.String(), "a worker is kept warm"); made < n {
+			return fmt.Errorf("%d of %d were made", made, n)
+		}
+		return nil
+	})
+}
+
 // cost is what all of the workers cost.
 type cost struct {
 	n    int
