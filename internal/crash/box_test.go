@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
+	tasktypes "github.com/containerd/containerd/api/types/task"
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -34,7 +35,7 @@ func (m *matrix) boxes(s *state) error {
 		return err
 	}
 	for _, found := range containers {
-		if _, alive := s.workers[found.ID]; !alive {
+		if _, alive := s.workers[found.ID]; !alive && !s.warm[found.ID] {
 			fault("container %s", found.ID)
 		}
 	}
@@ -43,7 +44,7 @@ func (m *matrix) boxes(s *state) error {
 		return err
 	}
 	for _, t := range running.Tasks {
-		if s.workers[t.ID].State != "live" {
+		if s.workers[t.ID].State != "live" && !(s.warm[t.ID] && t.Status == tasktypes.Status_CREATED) {
 			fault("task %s is %s", t.ID, t.Status)
 		}
 	}

@@ -34,6 +34,7 @@ func TestMatrix(t *testing.T) {
 		begin(launcher, name, func(t *testing.T) { run(newMatrix(t, launcher, table)) })
 	}
 	kill("containerd", imaging.name, func(m *matrix) { m.all(imaging) })
+	begin("containerd", claiming.name, func(t *testing.T) { newWarmMatrix(t, table).all(claiming) })
 	for _, name := range []string{"forge", "upgrade", "retire", "start", "stop"} {
 		kill("containerd", "containerd dies: "+name, func(m *matrix) { m.withoutContainerd(operationOf(name)) })
 	}

@@ -60,6 +60,7 @@ func build(dir string, flags ...string) error {
 type host struct {
 	t        testing.TB
 	launcher string
+	warm     int    // workers of the type that the host keeps warm
 	bin      string // where its binaries are
 	dir      string
 	id       string
@@ -94,6 +95,9 @@ func (h *host) spawn(env []string, wrap ...string) (ready bool) {
 		h.client = nil
 	}
 	args := slices.Concat(wrap, []string{filepath.Join(h.bin, "dals-host"), "--data-dir", h.dir, "--log-level", "debug", "serve", "--launcher", h.launcher})
+	if h.warm > 0 {
+		args = append(args, "--warm", fmt.Sprintf("chameleon=%d", h.warm))
+	}
 	h.cmd, h.log, h.ended = exec.Command(args[0], args[1:]...), &lockedBuffer{}, make(chan struct{})
 	h.cmd.Env, h.cmd.Stderr = append(os.Environ(), env...), h.log
 	stdout, err := h.cmd.StdoutPipe()

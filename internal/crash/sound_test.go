@@ -86,6 +86,7 @@ type state struct {
 	workers map[string]client.Worker // by serial, without the retired
 	entries []record.Entry
 	given   map[string]bool // every serial that the record knows
+	warm    map[string]bool // the serials that are kept warm
 }
 
 func (m *matrix) settled() error {
@@ -109,6 +110,9 @@ func (m *matrix) settled() error {
 		if e.Worker != nil {
 			s.given[string(e.Worker.Serial)] = true
 		}
+	}
+	if s.warm, err = m.keptWarm(ctx); err != nil {
+		return err
 	}
 	checks := []func(*state) error{truthful, dense, m.processes, m.files, m.listeners}
 	if m.launcher == "containerd" {
@@ -250,9 +254,9 @@ func (m *matrix) processes(s *state) error {
 	for pid, text := range processes() {
 		serial := serialForm.FindString(text)
 		switch {
-		case s.given[serial] && strings.Contains(text, "containerd-shim"):
+		case (s.given[serial] || s.warm[serial]) && strings.Contains(text, "containerd-shim"):
 			shims[serial]++
-		case s.given[serial]:
+		case s.given[serial] || s.warm[serial]:
 			running[serial]++
 		case strings.Contains(text, m.id) && serial != "":
 			return fmt.Errorf("process %d is of a worker that was never there: %q", pid, text)
@@ -268,6 +272,13 @@ func (m *matrix) processes(s *state) error {
 		}
 		if m.launcher == "containerd" && shims[serial] != want {
 			return fmt.Errorf("worker %s is %s and has %d shims", w.WorkerName, w.State, shims[serial])
+		}
+		delete(running, serial)
+		delete(shims, serial)
+	}
+	for serial := range s.warm {
+		if running[serial] != 1 || shims[serial] != 1 {
+			return fmt.Errorf("%s is kept warm and has %d processes, %d shims", serial, running[serial], shims[serial])
 		}
 		delete(running, serial)
 		delete(shims, serial)
@@ -319,6 +330,9 @@ func (m *matrix) files(s *state) error {
 		if left := names(dir); len(left) > 0 {
 			fault("left in %s: %q", dir, left)
 		}
+	}
+	if kept := names("workers/.warm"); !slices.Equal(kept, slices.Sorted(maps.Keys(s.warm))) {
+		fault("folders kept warm: %q", kept)
 	}
 	if keys := names("keys"); !slices.Equal(keys, []string{"host.seed", "operator.key"}) {
 		fault("keys: %q", keys)
