@@ -216,6 +216,7 @@ type fakeLauncher struct {
 	running map[worker.Serial]bool
 	warm    map[worker.Serial]launch.Spec
 	cold    error // what Warm answers
+	stays   error // what Remove answers
 	dirs    map[worker.Serial]string
 	images  map[worker.Serial]string // digests
 	exit    *launch.Exit             // what Wait tells at once, if anything
@@ -331,6 +332,9 @@ func (l *fakeLauncher) Remove(_ context.Context, s worker.Serial) error {
 	defer l.mu.Unlock()
 	if l.running[s] {
 		return errors.New("removed while running")
+	}
+	if l.stays != nil {
+		return l.stays
 	}
 	delete(l.running, s)
 	delete(l.warm, s)

@@ -3,6 +3,7 @@ package forge
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"sync"
@@ -28,6 +29,7 @@ type slot struct {
 type warmth struct {
 	mu    sync.Mutex
 	slots []*slot
+	left  []*slot       // could not be removed, and are claimed by nobody
 	wake  chan struct{} // holds one word when there may be something to do
 }
 
@@ -108,7 +110,7 @@ func (f *Forge) KeepWarm(ctx context.Context) error {
 	defer f.work.end(warmWork)
 	ctx, cancel := until(ctx, f.work.frozen)
 	defer cancel()
-	defer f.cool(context.WithoutCancel(ctx), func(*slot) bool { return true })
+	defer f.coolAll(context.WithoutCancel(ctx))
 	for pause := warmSoon; ; {
 		pause = min(2*pause, warmEvery)
 		if err := f.refill(ctx); err == nil {
@@ -125,25 +127,33 @@ func (f *Forge) KeepWarm(ctx context.Context) error {
 	}
 }
 
-// refill removes the slots that no request would claim any more and makes those
-// that are missing.
+// refill removes the slots that no request would claim any more, and what is left of
+// others, and makes those that are missing.
 func (f *Forge) refill(ctx context.Context) error {
+	err := f.discardLeft(ctx)
 	for _, name := range slices.Sorted(maps.Keys(f.Warm)) {
-		typ, release, err := f.lookup(ctx, name, "")
-		if err != nil && !errors.Is(err, worker.ErrNotFound) {
-			return err
+		if err == nil {
+			err = f.refillType(ctx, name)
 		}
-		isOf := func(s *slot) bool { return s.worker.Type == name }
-		isDefault := func(s *slot) bool { return isOf(s) && s.worker.PluginDigest == typ.Image.Digest }
-		f.cool(ctx, func(s *slot) bool { return isOf(s) && !isDefault(s) })
-		if err != nil {
-			continue // no such type yet, or any more
-		}
-		for len(f.slots) == 0 && ctx.Err() == nil && err == nil && f.warmth.count(isDefault) < f.Warm[name] {
-			err = f.heat(ctx, typ)
-		}
-		release()
-		if err != nil {
+	}
+	return err
+}
+
+func (f *Forge) refillType(ctx context.Context, name string) error {
+	typ, release, err := f.lookup(ctx, name, "")
+	known := err == nil // else there is no such type yet, or any more
+	if known {
+		defer release()
+	} else if !errors.Is(err, worker.ErrNotFound) {
+		return err
+	}
+	isOf := func(s *slot) bool { return s.worker.Type == name }
+	isDefault := func(s *slot) bool { return isOf(s) && s.worker.PluginDigest == typ.Image.Digest }
+	if err := f.cool(ctx, func(s *slot) bool { return isOf(s) && !isDefault(s) }); err != nil {
+		return err
+	}
+	for known && len(f.slots) == 0 && ctx.Err() == nil && f.warmth.count(isDefault) < f.Warm[name] {
+		if err := f.heat(ctx, typ); err != nil {
 			return err
 		}
 	}
@@ -169,8 +179,7 @@ func (f *Forge) heat(ctx context.Context, t Type) error {
 		return err
 	}
 	if err := f.warmUp(ctx, s, t); err != nil {
-		f.discard(context.WithoutCancel(ctx), s)
-		return err
+		return errors.Join(err, f.discard(context.WithoutCancel(ctx), s))
 	}
 	f.Logger.Debug("a worker is kept warm", "type", s.worker.Type, "version", s.worker.TypeVersion, "serial", s.worker.Serial)
 	f.warmth.put(s)
@@ -193,20 +202,25 @@ func (f *Forge) warmUp(ctx context.Context, s *slot, t Type) (err error) {
 }
 
 // cool removes slots.
-func (f *Forge) cool(ctx context.Context, which func(*slot) bool) {
-	for {
-		s := f.warmth.take(which)
-		if s == nil {
-			return
-		}
-		f.discard(ctx, s)
+func (f *Forge) cool(ctx context.Context, which func(*slot) bool) (err error) {
+	for s := f.warmth.take(which); s != nil; s = f.warmth.take(which) {
+		err = errors.Join(err, f.discard(ctx, s))
+	}
+	return err
+}
+
+// coolAll removes all slots; what cannot be removed the next host removes.
+func (f *Forge) coolAll(ctx context.Context) {
+	err := f.cool(ctx, func(*slot) bool { return true })
+	if err := errors.Join(err, f.discardLeft(ctx)); err != nil {
+		f.Logger.Warn("not all that was kept warm is removed; the next host does it", "error", err)
 	}
 }
 
 // discard removes one slot that nobody else has: its container, its folder, and
-// then its uid is free. What cannot be removed the next host removes.
-func (f *Forge) discard(ctx context.Context, s *slot) {
-	defer s.release()
+// then its uid is free. Where that fails it is tried again.
+func (f *Forge) discard(ctx context.Context, s *slot) error {
+	s.release()
 	ctx, cancel := context.WithTimeout(ctx, undoTimeout)
 	defer cancel()
 	if s.folder != nil {
@@ -220,8 +234,24 @@ func (f *Forge) discard(ctx context.Context, s *slot) {
 		err = f.Registry.Update(ctx, func(tx *registry.Tx) error { return tx.FreeHeldUID(s.worker.UID) })
 	}
 	if err != nil {
-		f.Logger.Warn("what was kept warm is not removed; the next host does it", "serial", s.worker.Serial, "error", err)
+		f.warmth.mu.Lock()
+		defer f.warmth.mu.Unlock()
+		f.warmth.left = append(f.warmth.left, s)
+		return fmt.Errorf("remove %s, which was kept warm: %w", s.worker.Serial, err)
 	}
+	return nil
+}
+
+// discardLeft removes what could not be removed before.
+func (f *Forge) discardLeft(ctx context.Context) (err error) {
+	f.warmth.mu.Lock()
+	left := f.warmth.left
+	f.warmth.left = nil
+	f.warmth.mu.Unlock()
+	for _, s := range left {
+		err = errors.Join(err, f.discard(ctx, s))
+	}
+	return err
 }
 
 // freeHeldUIDs frees the uids of an earlier host's slots, of which nothing else is

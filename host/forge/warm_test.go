@@ -98,7 +98,7 @@ func TestClaimStepMatrix(t *testing.T) {
 				if err := r.forge.run(ctx, j, steps); err == nil || !strings.Contains(err.Error(), s.name+": ") {
 					t.Fatalf("error %v does not name the step", err)
 				}
-				r.forge.cool(t.Context(), func(*slot) bool { return true })
+				r.forge.coolAll(t.Context())
 				r.nothingLeft(s.name, j.worker.Port)
 				made, err := r.forge.Forge(t.Context(), nora)
 				if err != nil {
@@ -202,4 +202,26 @@ func TestWarmEnds(t *testing.T) {
 			r.nothingLeft(how, 0)
 		})
 	}
+}
+
+// TestWarmLeft: what could not be removed at once is claimed by nobody, and removed
+// later.
+func TestWarmLeft(t *testing.T) {
+	r := newRig(t)
+	r.launcher.cold, r.launcher.stays = errInjected, worker.ErrUnavailable
+	r.forge.Warm = map[string]int{"template": 1}
+	for range 2 {
+		if err := r.forge.refill(t.Context()); !errors.Is(err, worker.ErrUnavailable) {
+			t.Fatalf("refill: %v", err)
+		}
+	}
+	if n := len(r.forge.warmth.left); n != 1 {
+		t.Errorf("%d are left", n)
+	}
+	r.launcher.cold, r.launcher.stays = nil, nil
+	if err := r.forge.refill(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r.forge.coolAll(t.Context())
+	r.nothingLeft("once it can be removed", 0)
 }
