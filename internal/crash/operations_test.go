@@ -95,7 +95,8 @@ var recoveries = []recovery{
 }
 
 func operationOf(name string) operation {
-	return operations[slices.IndexFunc(operations, func(op operation) bool { return op.name == name })]
+	all := append(slices.Clone(operations), claiming)
+	return all[slices.IndexFunc(all, func(op operation) bool { return op.name == name })]
 }
 
 // must turns the success of what has to fail into an error.

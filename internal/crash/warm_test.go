@@ -28,11 +28,15 @@ var claiming = operation{
 	},
 }
 
+// claimed is a start that dies over what is left of a claim, or of what it makes
+// beforehand itself.
+var claimed = recovery{"start after a claim", claiming.name, "stage/join/after"}
+
 // newWarmMatrix is a host of one version, which it keeps warm.
 func newWarmMatrix(t *testing.T, table *table) *matrix {
 	t.Helper()
 	m := &matrix{host: newHost(t, "containerd"), table: table, before: &lockedBuffer{}, calls: map[string]int64{}}
-	m.warm = 2
+	m.warm = 1
 	m.install(map[string]string{"1.1.0": "well"})
 	m.boot(nil)
 	m.registered(1)
