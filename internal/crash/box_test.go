@@ -44,7 +44,8 @@ func (m *matrix) boxes(s *state) error {
 		return err
 	}
 	for _, t := range running.Tasks {
-		if s.workers[t.ID].State != "live" && !(s.warm[t.ID] && t.Status == tasktypes.Status_CREATED) {
+		isWarm := s.warm[t.ID] && t.Status == tasktypes.Status_CREATED
+		if s.workers[t.ID].State != "live" && !isWarm {
 			fault("task %s is %s", t.ID, t.Status)
 		}
 	}

@@ -35,6 +35,7 @@ func TestMatrix(t *testing.T) {
 	}
 	kill("containerd", imaging.name, func(m *matrix) { m.all(imaging) })
 	begin("containerd", claiming.name, func(t *testing.T) { newWarmMatrix(t, table).all(claiming) })
+	begin("containerd", "containerd dies: "+claiming.name, func(t *testing.T) { newWarmMatrix(t, table).withoutContainerd(claim) })
 	begin("containerd", claimed.name, func(t *testing.T) { newWarmMatrix(t, table).allStarts(claimed) })
 	for _, name := range []string{"forge", "upgrade", "retire", "start", "stop"} {
 		kill("containerd", "containerd dies: "+name, func(m *matrix) { m.withoutContainerd(operationOf(name)) })

@@ -80,7 +80,7 @@ func TestUnfit(t *testing.T) {
 	b := launchtest.NewBench(t, open)
 	for name, spoil := range map[string]func(t *testing.T, s *launch.Spec, pid uint32){
 		"other limits": func(_ *testing.T, s *launch.Spec, _ uint32) { s.Limits.PIDs = 100 },
-		"its process has ended": func(t *testing.T, s *launch.Spec, pid uint32) {
+		"its process has ended": func(t *testing.T, _ *launch.Spec, pid uint32) {
 			if err := unix.Kill(int(pid), unix.SIGKILL); err != nil {
 				t.Fatal(err)
 			}
