@@ -62,6 +62,11 @@ func forgeAgainstPeers(b *testing.B, n, width int) {
 			fmt.Fprintf(&line, " %s %.1f/s %.0f ms, %.0f ms of CPU;", c.name, costs[c.name].perSecond(), median(costs[c.name].each), costs[c.name].cpuEach())
 		}
 		b.Log(line.String())
+		if width == 1 {
+			podman := median(costs["podman"].each)
+			figures["forge-of-podman"] = append(figures["forge-of-podman"], median(costs["forge"].each)/podman)
+			figures["claimed-of-podman"] = append(figures["claimed-of-podman"], median(costs["claimed"].each)/podman)
+		}
 	}
 	for name, values := range figures {
 		b.ReportMetric(median(values), name)
