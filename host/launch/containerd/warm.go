@@ -42,6 +42,7 @@ func (l *Launcher) Warm(ctx context.Context, spec launch.Spec) error {
 		defer cancel()
 		return errors.Join(fmt.Errorf("warm %s: %w", spec.Serial, err), l.removeNow(after, spec.Serial))
 	}
+	l.keepFilter(spec.Serial)
 	l.warm.Store(spec.Serial, spec)
 	return nil
 }
