@@ -17,11 +17,14 @@ import (
 // an error when ctx ends, the worker cannot be healthy, or it is not to be kept.
 // why is what ended it.
 func (s *Supervisor) revive(ctx context.Context, w worker.Worker, p *pace, why string) error {
+	if p.count > 0 { // it was started again, and has ended again
+		s.tried(ctx, w, p.count, "")
+	}
 	for p.count < p.restarts {
 		if sleep(ctx, p.delay()); ctx.Err() != nil {
 			return ctx.Err() // a try that was not begun is none
 		}
-		err := s.inTurn(ctx, w, p.count+1)
+		err := s.inTurn(ctx, w)
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
@@ -41,9 +44,10 @@ func (s *Supervisor) revive(ctx context.Context, w worker.Worker, p *pace, why s
 	return s.fail(ctx, w, fmt.Errorf("%d restarts without %s of health: %s", p.count, p.healthy, why))
 }
 
-// tried writes down how many restarts were tried since the worker was healthy, for
-// the host that comes next, and why the last one failed, if it has. Where that
-// cannot be written the next host begins with fewer, which does no harm.
+// tried writes down how many restarts since the worker was healthy have failed or
+// did not last, for the host that comes next, and why the last one failed, if it
+// has. One over which the host itself ended is not held against the worker. Where
+// that cannot be written the next host begins with fewer, which does no harm.
 func (s *Supervisor) tried(ctx context.Context, w worker.Worker, count int, why string) {
 	err := s.Registry.Update(ctx, func(tx *registry.Tx) error {
 		row, err := tx.Worker(w.Serial)
@@ -66,16 +70,14 @@ func isOfDisk(err error) bool {
 		func(e syscall.Errno) bool { return errors.Is(err, e) })
 }
 
-// inTurn restarts the worker when few enough others are being restarted. It is the
-// try of that number since the worker was healthy.
-func (s *Supervisor) inTurn(ctx context.Context, w worker.Worker, try int) error {
+// inTurn restarts the worker when few enough others are being restarted.
+func (s *Supervisor) inTurn(ctx context.Context, w worker.Worker) error {
 	select {
 	case s.slots <- struct{}{}:
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 	defer func() { <-s.slots }()
-	s.tried(ctx, w, try, "") // first: the host may end with it
 	return s.restart(ctx, w)
 }
 
