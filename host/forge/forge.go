@@ -117,12 +117,13 @@ type UIDRange struct{ Low, High int }
 // Forge makes and ends workers. It is safe for concurrent use.
 type Forge struct {
 	Config
-	turns  turn.Keys[string] // by name
-	leases *leases
-	work   *underWay
-	warmth *warmth
-	slots  chan struct{} // full when no more workers may be in the making
-	left   chan struct{} // holds one word when something was left open
+	turns   turn.Keys[string] // by name
+	leases  *leases
+	work    *underWay
+	warmth  *warmth
+	warming *underWay     // KeepWarm
+	slots   chan struct{} // full when no more workers may be in the making
+	left    chan struct{} // holds one word when something was left open
 }
 
 // forgesPerCPU bounds how many workers are in the making at a time: beyond a few
@@ -132,7 +133,7 @@ const forgesPerCPU = 8
 
 // New makes a Forge.
 func New(c Config) *Forge {
-	return &Forge{Config: c, leases: newLeases(), work: newUnderWay(), warmth: newWarmth(), slots: make(chan struct{}, forgesPerCPU*runtime.GOMAXPROCS(0)), left: make(chan struct{}, 1)}
+	return &Forge{Config: c, leases: newLeases(), work: newUnderWay(), warmth: newWarmth(), warming: newUnderWay(), slots: make(chan struct{}, forgesPerCPU*runtime.GOMAXPROCS(0)), left: make(chan struct{}, 1)}
 }
 
 // Request asks for one worker.

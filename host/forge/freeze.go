@@ -82,9 +82,26 @@ func isClosed(c <-chan struct{}) bool {
 // Freeze lets nothing begin any more: whoever waits for a turn or a place is told
 // so at once. Then it waits for what is under way, until ctx ends. What is under
 // way even then is named in the error, and is cut short: no worker gets more of its
-// grace, and what was being made is undone, here or by the next host.
+// grace, and what was being made is undone, here or by the next host. What was kept
+// warm is removed, however soon ctx ends: it is nobody's, and ends at once.
 func (f *Forge) Freeze(ctx context.Context) error {
 	f.work.freeze()
+	f.warming.freeze()
+	return errors.Join(f.awaitWork(ctx), f.awaitCold())
+}
+
+// awaitCold waits until what was kept warm is removed.
+func (f *Forge) awaitCold() error {
+	select {
+	case <-f.warming.idle:
+		return nil
+	case <-time.After(undoTimeout):
+		return worker.Hint(fmt.Errorf("remove what was kept warm: not done within %s: %w", undoTimeout, worker.ErrUnavailable),
+			"the next host on this data folder removes it")
+	}
+}
+
+func (f *Forge) awaitWork(ctx context.Context) error {
 	select {
 	case <-f.work.idle:
 		return nil

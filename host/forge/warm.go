@@ -97,18 +97,15 @@ const (
 	warmEvery = 30 * time.Second // where the last one failed, at the most
 )
 
-// warmWork is what KeepWarm does, among the names of workers; it is none.
-const warmWork = "(workers kept warm)"
-
 // KeepWarm keeps as many slots of the default version of each type as Config.Warm
 // says, until ctx ends or the forge is frozen; then it removes them. It makes them
 // while no forge is under way.
 func (f *Forge) KeepWarm(ctx context.Context) error {
-	if len(f.Warm) == 0 || !f.work.begin(warmWork) {
+	if len(f.Warm) == 0 || !f.warming.begin("") {
 		return nil
 	}
-	defer f.work.end(warmWork)
-	ctx, cancel := until(ctx, f.work.frozen)
+	defer f.warming.end("")
+	ctx, cancel := until(ctx, f.warming.frozen)
 	defer cancel()
 	defer f.coolAll(context.WithoutCancel(ctx))
 	for pause := warmSoon; ; {

@@ -189,7 +189,9 @@ func TestWarmEnds(t *testing.T) {
 				}
 			}
 			if how == "freezes" {
-				if err := r.forge.Freeze(t.Context()); err != nil {
+				hurried, cancel := context.WithCancel(t.Context())
+				cancel()
+				if err := r.forge.Freeze(hurried); err != nil {
 					t.Fatal(err)
 				}
 				r.nothingLeft(how, 0) // once it is frozen

@@ -3,9 +3,10 @@
 // A worker's output goes into one file, which whoever writes it holds open for
 // as long as the worker runs: containerd's shim, or the worker itself. So the file
 // cannot be renamed away. Once it is longer than MaxBytes its beginning is moved
-// to a second file beside it, which replaces the one before: a worker has at most
-// twice MaxBytes, and what it prints between two looks. Nobody who writes waits
-// for this, and nobody who keeps logs has to live for a worker to write.
+// to a second file beside it, which replaces the one before and is at most twice
+// MaxBytes long: a worker has at most three times MaxBytes, and what it prints
+// between two looks. Nobody who writes waits for this, and nobody who keeps logs has
+// to live for a worker to write.
 //
 // Where the file system can take a beginning away in place (ext4, xfs), no byte is
 // lost. Elsewhere the file is copied and cut, and what is printed in the instant

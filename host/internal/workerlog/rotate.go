@@ -137,8 +137,12 @@ func (l *Logs) replace(serial worker.Serial, root *os.Root, file, old *os.File, 
 			return nil
 		}
 	}
-	// The rest goes too, and then all of it is cut off.
-	rest, err := io.Copy(old, io.NewSectionReader(file, end, l.max))
+	// The rest goes too, as far as there is room for it, and then all of it is cut off.
+	kept, err := old.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return err
+	}
+	rest, err := io.Copy(old, io.NewSectionReader(file, end, max(0, 2*l.max-kept)))
 	if err != nil {
 		return err
 	}
