@@ -40,6 +40,16 @@ func wallOffset() int64 {
 }
 `
 
+// clockEdits are what, in the files of package time, makes Now go by the offset. What
+// a timer's channel gets does not: the runtime sends it where no file can be read.
+var clockEdits = map[string][2]string{
+	"time.go": {
+		"func Now() Time {\n\tsec, nsec, mono := runtimeNow()\n",
+		"func Now() Time { return nowBy(wallOffset()) }\n\nfunc nowBy(offset int64) Time {\n\tsec, nsec, mono := runtimeNow()\n\tsec += offset\n",
+	},
+	"sleep.go": {"case c.(chan Time) <- Now().Add(", "case c.(chan Time) <- nowBy(0).Add("},
+}
+
 // shifted builds the binaries with a package time whose wall clock can be set,
 // and gives their folder. containerd and the shims have the machine's clock.
 var shifted = sync.OnceValues(func() (string, error) {
@@ -48,21 +58,30 @@ var shifted = sync.OnceValues(func() (string, error) {
 		return "", fmt.Errorf("find Go: %w", err)
 	}
 	folder, dir := filepath.Join(strings.TrimSpace(string(root)), "src", "time"), filepath.Join(bin, "shifted")
-	text, err := os.ReadFile(filepath.Join(folder, "time.go"))
-	if err != nil {
+	offset := filepath.Join(dir, "offset.go")
+	replace := map[string]string{filepath.Join(folder, "walloffset.go"): offset}
+	if err := errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(offset, []byte(offsetCode), 0o600)); err != nil {
 		return "", err
 	}
-	const now = "func Now() Time {\n\tsec, nsec, mono := runtimeNow()\n"
-	if !bytes.Contains(text, []byte(now)) {
-		return "", fmt.Errorf("%s has not %q: the clock cannot be set in it", folder, now)
+	for name, edit := range clockEdits {
+		text, err := os.ReadFile(filepath.Join(folder, name))
+		if err != nil {
+			return "", err
+		}
+		if bytes.Count(text, []byte(edit[0])) != 1 {
+			return "", fmt.Errorf("%s/%s has not %q: the clock cannot be set in it", folder, name, edit[0])
+		}
+		edited := filepath.Join(dir, name)
+		if err := os.WriteFile(edited, bytes.Replace(text, []byte(edit[0]), []byte(edit[1]), 1), 0o600); err != nil {
+			return "", err
+		}
+		replace[filepath.Join(folder, name)] = edited
 	}
-	text = bytes.Replace(text, []byte(now), []byte(now+"\tsec += wallOffset()\n"), 1)
-	clock, offset, overlay := filepath.Join(dir, "time.go"), filepath.Join(dir, "offset.go"), filepath.Join(dir, "overlay.json")
-	replace, err := json.Marshal(map[string]any{"Replace": map[string]string{
-		filepath.Join(folder, "time.go"): clock, filepath.Join(folder, "walloffset.go"): offset,
-	}})
-	err = errors.Join(err, os.Mkdir(dir, 0o700), os.WriteFile(clock, text, 0o600),
-		os.WriteFile(offset, []byte(offsetCode), 0o600), os.WriteFile(overlay, replace, 0o600))
+	overlay := filepath.Join(dir, "overlay.json")
+	text, err := json.Marshal(map[string]any{"Replace": replace})
+	if err == nil {
+		err = os.WriteFile(overlay, text, 0o600)
+	}
 	if err != nil {
 		return "", err
 	}
