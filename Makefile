@@ -26,8 +26,9 @@ help: ## Print this list
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: build
-build: ## Build the host: bin/dals-host
+build: ## Build the host and its shim: bin/dals-host, bin/containerd-shim-dals-v1
 	$(BUILD) -ldflags '$(LDFLAGS) -X main.version=$(VERSION)' -o bin/dals-host ./cmd/dals-host
+	$(BUILD) -ldflags '$(LDFLAGS)' -o bin/containerd-shim-dals-v1 ./cmd/containerd-shim-dals-v1
 
 .PHONY: plugins
 plugins: ## Build the worker types: bin/plugins/dals-worker-<type>

@@ -1,7 +1,6 @@
 package host
 
 import (
-	"crypto/sha256"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -15,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/dals-host/dals-host/host/launch/containerd/shim"
 	"github.com/dals-host/dals-host/host/registry"
 	"github.com/dals-host/dals-host/host/worker"
 )
@@ -113,14 +113,14 @@ var mayGrow = []string{heap, kept, pool, state, said}
 // with its garbage collected.
 func (p *inProcess) inventory() map[string]int {
 	p.t.Helper()
-	sockets := p.shimSockets(p.ageRetired())
+	p.ageRetired()
 	p.collect(false)
 	runtime.GC()
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	has := map[string]int{
 		heap: int(m.HeapAlloc), "goroutines": runtime.NumGoroutine(),
-		"sockets of retired shims": sockets,
+		"groups of shims": p.shimGroups(),
 	}
 	ours := func(text string) bool { return strings.Contains(text, p.DataDir) || strings.Contains(text, p.ID()) }
 	p.addDescriptors(has)
@@ -203,8 +203,8 @@ func (p *inProcess) addDisk(has map[string]int) {
 	}
 }
 
-// ageRetired has all retirements be a day old, and gives the retired.
-func (p *inProcess) ageRetired() []worker.Worker {
+// ageRetired has all retirements be a day old.
+func (p *inProcess) ageRetired() {
 	p.t.Helper()
 	workers, err := p.registry.Workers(p.t.Context(), registry.Filter{IncludeRetired: true})
 	if err != nil {
@@ -223,19 +223,14 @@ func (p *inProcess) ageRetired() []worker.Worker {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	return workers
 }
 
-// shimSockets counts the sockets that are left of workers' shims, which lie
-// outside of the data folder.
-func (p *inProcess) shimSockets(of []worker.Worker) (n int) {
-	for _, w := range of {
-		name := filepath.Join(p.DataDir, "containerd", "containerd.sock", "dals-"+p.ID(), string(w.Serial))
-		if _, err := os.Lstat(fmt.Sprintf("/run/containerd/s/%x", sha256.Sum256([]byte(name)))); err == nil {
-			n++
-		}
-	}
-	return n
+// shimGroups counts the groups that shims have, and the workers in them.
+func (p *inProcess) shimGroups() int {
+	dir := filepath.Join(p.DataDir, "containerd", "state", shim.Folder)
+	groups, _ := filepath.Glob(filepath.Join(dir, "*-*"))
+	members, _ := filepath.Glob(filepath.Join(dir, "*-*", "*"))
+	return len(groups) + len(members)
 }
 
 // wantNothingMore waits until there is no more than there was, but for what may

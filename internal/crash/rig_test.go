@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/dals-host/dals-host/host/launch/containerd/shim"
 	"github.com/dals-host/dals-host/sdk/client"
 	"github.com/dals-host/dals-host/sdk/identity"
 )
@@ -45,7 +46,7 @@ func run(m *testing.M) int {
 // build makes the binaries in a folder.
 func build(dir string, flags ...string) error {
 	const module = "github.com/dals-host/dals-host/"
-	for name, pkg := range map[string]string{"dals-host": "cmd/dals-host", "dals-worker-chameleon": "internal/e2e/chameleon"} {
+	for name, pkg := range map[string]string{"dals-host": "cmd/dals-host", shim.Binary: "cmd/" + shim.Binary, "dals-worker-chameleon": "internal/e2e/chameleon"} {
 		build := exec.Command("go", slices.Concat([]string{"build", "-o", filepath.Join(dir, name)}, flags, []string{module + pkg})...)
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if text, err := build.CombinedOutput(); err != nil {

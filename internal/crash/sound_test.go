@@ -16,6 +16,7 @@ import (
 	"time"
 
 	dals "github.com/dals-host/dals-host/host"
+	"github.com/dals-host/dals-host/host/launch/containerd/shim"
 	"github.com/dals-host/dals-host/host/record"
 	"github.com/dals-host/dals-host/host/registry"
 	"github.com/dals-host/dals-host/sdk/client"
@@ -247,15 +248,15 @@ func dense(s *state) error {
 
 var serialForm = regexp.MustCompile(`DMN-[A-Z]{2}-\d+-[0-9A-Fa-f]{8}-[0-9A-Fa-f]{5}`)
 
-// processes: each live worker has one process, and under containerd one shim;
-// nothing else runs for the host.
+// processes: each live worker has one process, and under containerd a place in one
+// shim's group; nothing else runs for the host.
 func (m *matrix) processes(s *state) error {
-	running, shims := map[string]int{}, map[string]int{}
+	running, shims := map[string]int{}, m.members()
 	for pid, text := range processes() {
 		serial := serialForm.FindString(text)
 		switch {
 		case (s.given[serial] || s.warm[serial]) && strings.Contains(text, "containerd-shim"):
-			shims[serial]++
+			return fmt.Errorf("process %d still starts or deletes something: %q", pid, text)
 		case s.given[serial] || s.warm[serial]:
 			running[serial]++
 		case strings.Contains(text, m.id) && serial != "":
@@ -271,22 +272,32 @@ func (m *matrix) processes(s *state) error {
 			return fmt.Errorf("worker %s is %s and has %d processes", w.WorkerName, w.State, running[serial])
 		}
 		if m.launcher == "containerd" && shims[serial] != want {
-			return fmt.Errorf("worker %s is %s and has %d shims", w.WorkerName, w.State, shims[serial])
+			return fmt.Errorf("worker %s is %s and is in %d shims' groups", w.WorkerName, w.State, shims[serial])
 		}
 		delete(running, serial)
 		delete(shims, serial)
 	}
 	for serial := range s.warm {
 		if running[serial] != 1 || shims[serial] != 1 {
-			return fmt.Errorf("%s is kept warm and has %d processes, %d shims", serial, running[serial], shims[serial])
+			return fmt.Errorf("%s is kept warm and has %d processes and is in %d groups", serial, running[serial], shims[serial])
 		}
 		delete(running, serial)
 		delete(shims, serial)
 	}
 	if len(running)+len(shims) > 0 {
-		return fmt.Errorf("processes left: %v, shims %v", running, shims)
+		return fmt.Errorf("processes left: %v, in groups: %v", running, shims)
 	}
 	return nil
+}
+
+// members counts the groups that containers are in.
+func (m *matrix) members() map[string]int {
+	members := map[string]int{}
+	paths, _ := filepath.Glob(filepath.Join(m.dir, "containerd", "state", shim.Folder, "*", "DMN-*"))
+	for _, path := range paths {
+		members[filepath.Base(path)]++
+	}
+	return members
 }
 
 // processes maps each process that is no zombie to its arguments and cgroups.

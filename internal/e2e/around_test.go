@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/dals-host/dals-host/host/launch/containerd/shim"
 	"github.com/dals-host/dals-host/sdk/client"
 )
 
@@ -213,7 +214,7 @@ func TestHostUpgraded(t *testing.T) {
 func TestShimKilled(t *testing.T) {
 	t.Parallel()
 	s := newScene(t, newHost(t, "containerd"))
-	shims := s.having("containerd-shim", s.live.WorkerSerial)
+	shims := s.having(shim.Binary, s.id)
 	if len(shims) != 1 {
 		t.Fatalf("shims %v, want one", shims)
 	}

@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/dals-host/dals-host/host/launch/containerd/shim"
 	"github.com/dals-host/dals-host/host/record"
 	"github.com/dals-host/dals-host/host/registry"
 	"github.com/dals-host/dals-host/sdk/client"
@@ -46,7 +47,7 @@ func run(m *testing.M) int {
 		return 1
 	}
 	for out, pkg := range map[string]string{
-		"dals-host": "cmd/dals-host", "dals-worker-template": "plugins/template",
+		"dals-host": "cmd/dals-host", shim.Binary: "cmd/" + shim.Binary, "dals-worker-template": "plugins/template",
 		"dals-worker-ledger": "plugins/ledger", "dals-worker-rogue": "internal/e2e/rogue",
 	} {
 		build := exec.Command("go", "build", "-o", filepath.Join(dir, out), "github.com/dals-host/dals-host/"+pkg)

@@ -74,14 +74,14 @@ func (h *host) warm(n int, workers ...client.Worker) (serials map[string]bool) {
 			}
 		}
 		for _, w := range workers {
-			if found[w.WorkerSerial] != 2 {
+			if found[w.WorkerSerial] != 1 {
 				return fmt.Errorf("worker %s has %d processes", w.WorkerName, found[w.WorkerSerial])
 			}
 			delete(found, w.WorkerSerial)
 		}
 		serials = map[string]bool{}
 		for serial, processes := range found {
-			if processes != 2 { // one and its shim
+			if processes != 1 {
 				return fmt.Errorf("%s has %d processes", serial, processes)
 			}
 			serials[serial] = true

@@ -21,6 +21,7 @@ var layers = slices.Concat(
 		{"host/worker/...", nil, "the words of the domain are a leaf that every layer can speak"},
 		{"host/internal/...", []string{"host/internal/...", "host/worker"}, "small mechanisms below everything else in the host"},
 		{"host/launch/process/...", launcher("process"), "a launcher knows the interface, never another launcher"},
+		{"host/launch/containerd/shim", []string{"host/launch/internal/..."}, "each shim is a process for sixteen workers: it has what it needs, and nothing of the host"},
 		{"host/launch/containerd/...", launcher("containerd"), "a launcher knows the interface, never another launcher"},
 		{"host/launch/launchtest/...", launcher("launchtest"), "the contract suite runs on any launcher, so it knows none"},
 	},
@@ -32,6 +33,7 @@ var layers = slices.Concat(
 		"siblings above the mechanisms declare what they need as interfaces; host joins them"),
 	[]layer{
 		{"host", []string{"host/...", "sdk/..."}, "the composition root joins everything in the host; only commands stand above it"},
+		{"cmd/containerd-shim-dals-v1", []string{"host/launch/containerd/shim"}, "the shim is that package, under a name"},
 		{"cmd/...", []string{"cmd/...", "host", "host/worker", "sdk/...", "internal/..."}, "a command is flags, one call and print"},
 		{"plugins/...", []string{"sdk/..."}, "what our own plugins can do, a stranger's can: the public road only"},
 		{"sdk/...", []string{"sdk/..."}, "plugin authors depend on the sdk, never on the host"},
@@ -141,6 +143,8 @@ func TestBreaches(t *testing.T) {
 		{"plugins/ledger", module + "/host", 1},
 		{"plugins/ledger", module + "/sdk", 0},
 		{"cmd/dals-host", module + "/host/forge", 1},
+		{"cmd/containerd-shim-dals-v1", module + "/host", 1},
+		{"host/launch/containerd/shim", module + "/host/worker", 1},
 		{"elsewhere", "fmt", 1},
 	} {
 		p := pkg{ImportPath: module + "/" + c.path, Imports: []string{c.imports}}

@@ -85,7 +85,11 @@ type Config struct {
 	// used with and not taken down from, or else a private one.
 	Address string
 	Runtime string // Crun or Runc; empty for the better one of those installed
-	Logger  hclog.Logger
+	// Shim is the path of the program of package shim. Empty is the one beside the
+	// program that runs, or where programs are, or else containerd's own. With a
+	// containerd that somebody else runs it is always containerd's own.
+	Shim   string
+	Logger hclog.Logger
 }
 
 // Launcher runs workers as containers. It is a launch.Launcher.

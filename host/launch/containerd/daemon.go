@@ -31,7 +31,7 @@ func (l *Launcher) openDaemon(ctx context.Context) error {
 	if address != Private {
 		return l.openShared(ctx, address)
 	}
-	if l.tools, err = findTools(ctx, l.cfg.Runtime); err != nil {
+	if l.tools, err = findTools(ctx, l.cfg.Shim, l.cfg.Runtime); err != nil {
 		return err
 	}
 	p, err := startPrivate(ctx, l.cfg, l.tools, l.log)

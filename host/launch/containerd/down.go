@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/dals-host/dals-host/host/internal/failpoint"
+	"github.com/dals-host/dals-host/host/launch/containerd/shim"
 	"github.com/dals-host/dals-host/host/launch/internal/pidfd"
 	"github.com/dals-host/dals-host/host/worker"
 )
@@ -29,19 +30,27 @@ func shimSocket(address, namespace, id string) string {
 	return filepath.Join(shimSockets, fmt.Sprintf("%x", sha256.Sum256([]byte(filepath.Join(address, namespace, id)))))
 }
 
-// endShims kills shims that do not go by themselves; id "" means all of them.
+// endShims ends shims; id "" means all of them. Those that do not go by themselves are
+// killed.
 func (s *site) endShims(ctx context.Context, id string) error {
 	shims, err := s.shims(id)
 	if err != nil {
 		return err
 	}
-	for _, shim := range shims {
-		err = errors.Join(err, end(ctx, shim, 500*time.Millisecond), shim.Close())
+	for _, one := range shims {
+		err = errors.Join(err, one.Signal(unix.SIGTERM), end(ctx, one, 500*time.Millisecond), one.Close())
 	}
 	return err
 }
 
-// shims takes hold of the shims of our containerd.
+// isShim says whether a program is a shim: containerd's, ours, or ours as containers'
+// records name it.
+func (s *site) isShim(program string) bool {
+	return program == s.shim || filepath.Base(program) == itsShim || filepath.Base(program) == shim.Binary
+}
+
+// shims takes hold of the shims of our containerd: of all, or of those that run for
+// one container alone.
 func (s *site) shims(id string) ([]*pidfd.Process, error) {
 	var found []*pidfd.Process
 	err := pidfd.Each(func(pid int, _ pidfd.Stat) {
@@ -50,13 +59,13 @@ func (s *site) shims(id string) ([]*pidfd.Process, error) {
 			return
 		}
 		args := pidfd.Cmdline(pid)
-		if uid, ok := pidfd.UID(pid); !ok || uid != 0 || len(args) == 0 || filepath.Base(args[0]) != "containerd-shim-runc-v2" ||
+		if uid, ok := pidfd.UID(pid); !ok || uid != 0 || len(args) == 0 || !s.isShim(args[0]) ||
 			option(args, "-namespace") != s.namespace || option(args, "-address") != s.address ||
 			(id != "" && option(args, "-id") != id) {
 			return
 		}
-		if shim, err := pidfd.Open(identity); err == nil {
-			found = append(found, shim)
+		if one, err := pidfd.Open(identity); err == nil {
+			found = append(found, one)
 		}
 	})
 	return found, err

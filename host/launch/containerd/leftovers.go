@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/dals-host/dals-host/host/internal/failpoint"
+	"github.com/dals-host/dals-host/host/launch/containerd/shim"
 	"github.com/dals-host/dals-host/host/worker"
 )
 
@@ -22,6 +23,7 @@ func (l *Launcher) leftovers(serial worker.Serial) []string {
 		l.site.bundle(serial), // "" is never there
 		filepath.Join(l.site.runcRoot(), l.site.namespace, string(serial)),
 		shimSocket(l.site.address, l.site.namespace, string(serial)),
+		shim.Member(l.site.stateDir(), string(serial)),
 	} {
 		if _, err := os.Lstat(path); err == nil {
 			found = append(found, path)
@@ -70,6 +72,9 @@ func (l *Launcher) scrub(ctx context.Context, serial worker.Serial) error {
 	if err := l.site.endShims(ctx, string(serial)); err != nil {
 		return fmt.Errorf("end shim: %w", err)
 	}
+	if err := l.leaveGroup(ctx, serial); err != nil {
+		return err
+	}
 	if err := l.emptyCgroup(ctx, serial); err != nil { // a shim may have been about to fork
 		return err
 	}
@@ -84,6 +89,19 @@ func (l *Launcher) scrub(ctx context.Context, serial worker.Serial) error {
 	return l.awaitNoShim(ctx, serial)
 }
 
+// leaveGroup has the shim of the worker's group, which may have been about to start
+// it, be rid of it.
+func (l *Launcher) leaveGroup(ctx context.Context, serial worker.Serial) error {
+	state := l.site.stateDir()
+	if state == "" { // another's containerd, which has shims of its own
+		return nil
+	}
+	if err := shim.Remove(ctx, state, l.site.namespace, l.site.bundle(serial), string(serial)); err != nil {
+		return fmt.Errorf("leave the shim's group: %w", err)
+	}
+	return nil
+}
+
 // awaitNoShim waits until containerd has cleared away after a shim that was
 // killed: it runs the shim's binary for it, which deletes what the worker's next
 // task would have under the same names.
@@ -93,9 +111,9 @@ func (l *Launcher) awaitNoShim(ctx context.Context, serial worker.Serial) error 
 		if err != nil {
 			return err
 		}
-		for _, shim := range shims {
+		for _, one := range shims {
 			busy = time.Now()
-			_ = shim.Close()
+			_ = one.Close()
 		}
 		select {
 		case <-ctx.Done():

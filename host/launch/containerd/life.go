@@ -129,7 +129,7 @@ func (l *Launcher) caged(id worker.Serial, cage *specs.Spec) (containers.Contain
 	}
 	return containers.Container{
 		ID:      string(id),
-		Runtime: containers.RuntimeInfo{Name: "io.containerd.runc.v2", Options: options},
+		Runtime: containers.RuntimeInfo{Name: l.site.shim, Options: options},
 		Spec:    cageAny,
 	}, nil
 }

@@ -9,9 +9,9 @@ import (
 )
 
 const (
-	// ownLogBytes is how long the log of the private containerd may become. Its shims
-	// write more than 1 KiB into it for each worker that they start, whatever level
-	// containerd is told to log at.
+	// ownLogBytes is how long the log of the private containerd may become. Shims of
+	// its own write more than 1 KiB into it for each worker that they start, whatever
+	// level containerd is told to log at.
 	ownLogBytes = 4 << 20
 	// ownLogEvery is how often that is looked at.
 	ownLogEvery = time.Minute

@@ -49,6 +49,16 @@ func (p *private) prepare() error {
 	return err
 }
 
+// linkShim has containers that are started from now on have this host's shim. Their
+// records name the link: they stay when the host is installed elsewhere. containerd
+// must not run without it: it could settle nothing that it finds dead.
+func (p *private) linkShim() error {
+	if target, err := os.Readlink(p.shim); err == nil && target == p.program {
+		return nil
+	}
+	return renameio.Symlink(p.program, p.shim)
+}
+
 func (p *private) configFile() string { return filepath.Join(p.dir, "config.toml") }
 func (p *private) logFile() string    { return filepath.Join(p.dir, "containerd.log") }
 

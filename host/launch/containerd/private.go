@@ -31,6 +31,7 @@ type private struct {
 	log     hclog.Logger
 	binary  string
 	runtime string
+	program string // of the shim
 	runDir  string // outside of dir, or "": where the socket is when dir is too deep for one
 
 	life    context.Context // ends with close
@@ -49,12 +50,13 @@ const maxSocket = 104 - len(".ttrpc")
 // startPrivate finds the data folder's containerd running or starts it, waits
 // until it answers, and keeps it running until close.
 func startPrivate(ctx context.Context, cfg Config, tools tools, log hclog.Logger) (*private, error) {
-	p := &private{log: log, binary: tools.containerd, runtime: tools.runtime}
+	p := &private{log: log, binary: tools.containerd, runtime: tools.runtime, program: tools.shim}
 	p.site = newSite(cfg, filepath.Join(dirOf(cfg), "containerd.sock"), filepath.Join(dirOf(cfg), "state"))
 	if len(p.address) > maxSocket {
 		p.runDir = filepath.Join("/run", namespace(cfg.HostID))
 		p.address = filepath.Join(p.runDir, "containerd.sock")
 	}
+	p.shim = filepath.Join(p.dir, "shim")
 	p.life, p.end = context.WithCancel(context.WithoutCancel(ctx))
 	process, err := p.ensure(ctx)
 	if err != nil {
@@ -71,7 +73,7 @@ func (p *private) taskMade() {} // it has nothing to tell
 
 // ensure returns the running containerd, started if need be, once it answers.
 func (p *private) ensure(ctx context.Context) (*pidfd.Process, error) {
-	if err := p.makeDirs(); err != nil {
+	if err := errors.Join(p.makeDirs(), p.linkShim()); err != nil {
 		return nil, err
 	}
 	// A containerd that an earlier host has forked has this lock until it is

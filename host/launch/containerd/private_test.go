@@ -109,11 +109,12 @@ func TestWorkerDiesWithContainerdAway(t *testing.T) {
 
 // TestShimDies: the worker's end is seen, its exit is unknown or a kill, and it
 // can be started again.
-func TestShimDies(t *testing.T) {
-	t.Parallel()
+func TestShimDies(t *testing.T) { shims(t, shimDies) }
+
+func shimDies(t *testing.T, open launchtest.Open) {
 	b := launchtest.NewBench(t, open)
 	g := b.Guest()
-	shims, err := own(b).shims(string(g.Spec.Serial))
+	shims, err := own(b).shims("")
 	if err != nil || len(shims) != 1 {
 		t.Fatalf("%d shims, %v", len(shims), err)
 	}
@@ -133,8 +134,9 @@ func TestShimDies(t *testing.T) {
 
 // TestDeleteCutShort: containerd forgets a task and leaves its shim when a host
 // dies while it waits for the deletion. The next one is told of it.
-func TestDeleteCutShort(t *testing.T) {
-	t.Parallel()
+func TestDeleteCutShort(t *testing.T) { shims(t, deleteCutShort) }
+
+func deleteCutShort(t *testing.T, open launchtest.Open) {
 	b := launchtest.NewBench(t, open)
 	g := b.Guest()
 	serial := g.Spec.Serial
@@ -194,9 +196,10 @@ func TestRemoveLeavesNoShim(t *testing.T) {
 	if left := launcher(b).leftovers(g.Spec.Serial); len(left) != 0 {
 		t.Errorf("left: %v", left)
 	}
-	if shims, err := own(b).shims(""); err != nil || len(shims) != 0 {
-		t.Errorf("%d shims are left, %v", len(shims), err)
-	}
+	launchtest.Eventually(t, "the shim has nothing to do and ends", func() bool {
+		shims, err := own(b).shims("")
+		return err == nil && len(shims) == 0
+	})
 	for _, root := range []string{"/run/containerd/runc", "/run/runc", "/run/crun"} {
 		for _, name := range []string{own(b).namespace, string(g.Spec.Serial)} {
 			if _, err := os.Stat(filepath.Join(root, name)); !errors.Is(err, os.ErrNotExist) {
@@ -350,7 +353,7 @@ func TestNewFails(t *testing.T) {
 
 	canceled, cancel := context.WithCancel(t.Context())
 	cancel()
-	found, err := findTools(t.Context(), "")
+	found, err := findTools(t.Context(), "", "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -448,7 +451,7 @@ func TestVersion(t *testing.T) {
 // TestOwnLog: what containerd and its shims log is bounded while they log on.
 func TestOwnLog(t *testing.T) {
 	t.Parallel()
-	b := launchtest.NewBench(t, open)
+	b := launchtest.NewBench(t, withShim("", itsShimPath)) // which logs every start
 	p := own(b)
 	log, err := os.OpenFile(p.logFile(), os.O_WRONLY|os.O_APPEND, 0)
 	if err != nil {

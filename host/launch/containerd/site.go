@@ -15,6 +15,7 @@ type site struct {
 	dir       string // <data>/containerd
 	address   string // of containerd, as it calls it itself
 	namespace string
+	shim      string // that starts containers, as their records name it
 
 	mu    sync.Mutex
 	state string // containerd's folder of what does not survive the machine; "" where nobody knows it yet
@@ -24,7 +25,7 @@ type site struct {
 const taskFolder = "io.containerd.runtime.v2.task"
 
 func newSite(cfg Config, address, state string) *site {
-	return &site{dir: dirOf(cfg), address: address, namespace: namespace(cfg.HostID), state: state}
+	return &site{dir: dirOf(cfg), address: address, namespace: namespace(cfg.HostID), shim: "io.containerd.runc.v2", state: state}
 }
 
 func (s *site) stateDir() string {

@@ -9,6 +9,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/dals-host/dals-host/host/launch/containerd/shim"
 )
 
 // What containerd, its shims and the runtime know of running containers is two dozen
@@ -87,6 +89,9 @@ func ownFolder(dir string) bool {
 
 // removeState deletes the folders, wherever they are.
 func (p *private) removeState() (err error) {
+	if err := shim.Clear(p.stateDir()); err != nil {
+		return err
+	}
 	for _, link := range p.stateLinks() {
 		if target, linkErr := os.Readlink(link); linkErr == nil {
 			err = errors.Join(err, os.RemoveAll(target), removeEmpty(filepath.Dir(target)))

@@ -1,6 +1,7 @@
 package containerd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 
 	"golang.org/x/mod/semver"
 
+	"github.com/dals-host/dals-host/host/launch/containerd/shim"
 	"github.com/dals-host/dals-host/host/worker"
 )
 
@@ -25,24 +27,24 @@ const toolPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // tools are the programs that the launcher runs, by absolute path.
 type tools struct {
-	containerd, runtime string
-	versions            string // for people
+	containerd, shim, runtime string
+	versions                  string // for people
 }
 
 // Available says whether workers can run under a private containerd here, and
 // by what: the host is root, the programs are installed and new enough, and
 // there are cgroups. The error says why not, and carries the fix as its hint.
 func Available(ctx context.Context) (what string, err error) {
-	t, err := findTools(ctx, "")
+	t, err := findTools(ctx, "", "")
 	return t.versions, err
 }
 
-func findTools(ctx context.Context, runtime string) (tools, error) {
+func findTools(ctx context.Context, ownShim, runtime string) (tools, error) {
 	if err := checkRoot(); err != nil {
 		return tools{}, err
 	}
 	found := make(map[string]string)
-	for _, name := range []string{"containerd", "containerd-shim-runc-v2"} {
+	for _, name := range []string{"containerd", itsShim} {
 		path := lookPath(name)
 		if path == "" {
 			return tools{}, unavailable(installHint, "%s is not installed", name)
@@ -64,7 +66,33 @@ func findTools(ctx context.Context, runtime string) (tools, error) {
 		return tools{}, err
 	}
 	versions := "containerd " + parseVersion(string(out)) + ", " + version
-	return tools{containerd: found["containerd"], runtime: path, versions: versions}, nil
+	if ownShim, err = findShim(ownShim); err != nil {
+		return tools{}, err
+	}
+	if ownShim == "" {
+		versions += ", a shim for each worker"
+	}
+	return tools{containerd: found["containerd"], shim: cmp.Or(ownShim, found[itsShim]), runtime: path, versions: versions}, nil
+}
+
+// itsShim is containerd's own shim.
+const itsShim = "containerd-shim-runc-v2"
+
+// findShim finds the shim of this project, at path or, where that is empty, beside
+// the program that runs or where programs are; "" when it is not installed.
+func findShim(path string) (string, error) {
+	if path != "" {
+		if !isProgram(path) {
+			return "", unavailable("build it: make build", "%s is no program", path)
+		}
+		return path, nil
+	}
+	if self, err := os.Executable(); err == nil {
+		if path := filepath.Join(filepath.Dir(self), shim.Binary); isProgram(path) {
+			return path, nil
+		}
+	}
+	return lookPath(shim.Binary), nil
 }
 
 // findToolsBeside finds what is needed beside a containerd of the operator's: a
@@ -102,12 +130,16 @@ func unavailable(hint, format string, args ...any) error {
 
 func lookPath(name string) string {
 	for _, dir := range filepath.SplitList(toolPath) {
-		path := filepath.Join(dir, name)
-		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o111 != 0 {
+		if path := filepath.Join(dir, name); isProgram(path) {
 			return path
 		}
 	}
 	return ""
+}
+
+func isProgram(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o111 != 0
 }
 
 // parseVersion finds the version in what containerd --version prints: its
