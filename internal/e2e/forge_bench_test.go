@@ -113,17 +113,10 @@ func claimAll(b *testing.B, runtime string, n int, steps map[string][]float64) c
 	h.awaitWarm(ready)
 	h.forge("warm", "template") // the page cache
 	h.awaitWarm(ready + 1)
-	time.Sleep(rest)
-	c := cost{n: n}
-	for i := range n {
-		began, cpu := time.Now(), cpuTime(b)
-		if _, err := h.client.Forge(b.Context(), client.ForgeRequest{Name: fmt.Sprintf("w%d", i), Type: "template", ClassCode: "A1"}); err != nil {
-			b.Fatal(err)
-		}
-		took := time.Since(began)
-		h.awaitWarm(ready + 2 + i) // what was claimed is made good: that counts as the forge's CPU
-		c.each, c.took, c.cpu = append(c.each, took.Seconds()*1000), c.took+took, c.cpu+cpuTime(b)-cpu
-	}
+	c := measureAlone(b, n, func(i int) error {
+		_, err := h.client.Forge(b.Context(), client.ForgeRequest{Name: fmt.Sprintf("w%d", i), Type: "template", ClassCode: "A1"})
+		return err
+	}, func(i int) { h.awaitWarm(ready + 2 + i) }) // what was claimed is made good: that counts as the forge's CPU
 	stepTimes(h.log.String(), steps)
 	if claimed := strings.Count(h.log.String(), "is claimed"); claimed != n+1 {
 		b.Fatalf("%d of %d forges claimed a container", claimed, n+1)
@@ -163,6 +156,9 @@ const rest = 4 * time.Second
 // measure runs one call for each of n workers, so many at a time.
 func measure(b *testing.B, n, width int, call func(i int) error) cost {
 	b.Helper()
+	if width == 1 {
+		return measureAlone(b, n, call, func(int) {})
+	}
 	time.Sleep(rest)
 	each := make([]float64, n)
 	cpu, began := cpuTime(b), time.Now()
@@ -173,6 +169,31 @@ func measure(b *testing.B, n, width int, call func(i int) error) cost {
 		return err
 	})
 	return cost{n: n, took: time.Since(began), cpu: cpuTime(b) - cpu, each: each}
+}
+
+// apart is how long the machine is left alone before each of those that are measured
+// alone: what the one before has begun comes to an end.
+const apart = 100 * time.Millisecond
+
+// measureAlone measures calls of which each has the machine for itself. What comes
+// after a call, and after, counts as its CPU and not as its time.
+func measureAlone(b *testing.B, n int, call func(i int) error, after func(i int)) cost {
+	b.Helper()
+	time.Sleep(rest)
+	c, cpu := cost{n: n}, cpuTime(b)
+	for i := range n {
+		time.Sleep(apart)
+		began := time.Now()
+		if err := call(i); err != nil {
+			b.Fatal(err)
+		}
+		took := time.Since(began)
+		c.each, c.took = append(c.each, took.Seconds()*1000), c.took+took
+		after(i)
+	}
+	time.Sleep(apart)
+	c.cpu = cpuTime(b) - cpu
+	return c
 }
 
 // cpuTime is what all processes and the kernel have used: the first three
