@@ -122,6 +122,23 @@ func TestRest(t *testing.T) {
 			}
 		}
 	}
+
+	// What is used without a task is given back, too, however long it has rested.
+	must(t, e.Deliver(w.Stamp(w.Envelope("probe.later", size{Bytes: 64 << 20}))))
+	mustResult(t, e)
+	time.Sleep(2 * time.Second) // it rests every half of one, and has
+	least := resident()
+	must(t, os.WriteFile(goFile, nil, 0o600))
+	eventually(t, "much is used", func() bool { return os.Remove(full) == nil })
+	if now := resident(); now < least+48<<20 {
+		t.Fatalf("%d bytes are used, %d were", now, least)
+	}
+	must(t, os.Remove(goFile))
+	for end := time.Now().Add(time.Minute); resident() > least+16<<20; time.Sleep(500 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("what is used without a task is not given back")
+		}
+	}
 }
 
 // TestStrangers: the socket answers nobody but the worker's own host.

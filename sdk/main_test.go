@@ -103,6 +103,11 @@ func (p *probe) typ() sdk.Type {
 				err = errors.Join(err, awaitGo(ctx))
 				return size{Bytes: len(much)}, err
 			}),
+			sdk.Func("probe.later", "Use much memory after the answer, once the state has a file named go; it has one named full then, until go is gone.", func(ctx context.Context, in size) (size, error) {
+				state := sdk.FromContext(ctx).StateDir()
+				go spendLater(state, in.Bytes)
+				return in, nil
+			}),
 			sdk.Func("probe.hold", "Stay until released, whatever the context says.", p.hold),
 			sdk.Func("probe.wait", "Stay until the context ends.", func(ctx context.Context, _ nothing) (text, error) {
 				p.holding <- struct{}{}
@@ -144,6 +149,21 @@ func awaitGo(ctx context.Context) error {
 		time.Sleep(5 * time.Millisecond)
 	}
 	return ctx.Err()
+}
+
+func spendLater(state string, n int) {
+	until := func(there bool) {
+		for _, err := os.Stat(filepath.Join(state, "go")); (err == nil) != there; _, err = os.Stat(filepath.Join(state, "go")) {
+			time.Sleep(5 * time.Millisecond)
+		}
+	}
+	until(true)
+	much := bytes.Repeat([]byte("x"), n)
+	if err := os.WriteFile(filepath.Join(state, "full"), nil, 0o600); err != nil {
+		panic(err)
+	}
+	until(false)
+	runtime.KeepAlive(much)
 }
 
 func (p *probe) hold(_ context.Context, in text) (text, error) {

@@ -416,6 +416,16 @@ func TestAvailable(t *testing.T) {
 	if err != nil || !strings.Contains(what, "containerd 1.") && !strings.Contains(what, "containerd v2.") || !strings.Contains(what, ", crun ") {
 		t.Fatalf("%q, %v", what, err)
 	}
+	if !strings.Contains(what, "a shim for each worker") { // ours does not lie beside this program
+		t.Errorf("%q does not tell whose shim it is", what)
+	}
+	ours, err := findTools(t.Context(), os.Getenv(envShim), "")
+	if err != nil || ours.shim != os.Getenv(envShim) || strings.Contains(ours.versions, "shim") {
+		t.Errorf("%+v, %v", ours, err)
+	}
+	if _, err := findTools(t.Context(), filepath.Join(t.TempDir(), "none"), ""); !errors.Is(err, worker.ErrUnavailable) || worker.HintOf(err) == "" {
+		t.Errorf("a shim that is not there: %v", err)
+	}
 	if path := lookPath("no-such-program"); path != "" {
 		t.Errorf("found %s", path)
 	}

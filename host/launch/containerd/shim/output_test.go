@@ -65,19 +65,9 @@ func TestFullDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	o := mustOpen(t, path)
-	if _, err := o.container.Write(make([]byte, 8<<20)); err != nil {
+	if _, err := o.container.Write(make([]byte, 8<<20)); err != nil { // more than the disk and the pipe hold
 		t.Fatal(err)
 	}
-	for { // what is still in the pipe
-		waiting, err := unix.IoctlGetInt(int(o.container.Fd()), unix.TIOCINQ)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if waiting == 0 {
-			break
-		}
-	}
-	time.Sleep(10 * time.Millisecond) // and on its way
 	if err := os.Truncate(path, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -109,21 +99,6 @@ func TestFIFO(t *testing.T) {
 	if got, err := io.ReadAll(reader); err != nil || string(got) != "hello\n" {
 		t.Errorf("%q, %v", got, err)
 	}
-}
-
-// TestUnreadFIFO: an output that nobody reads ends when it is closed.
-func TestUnreadFIFO(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "fifo")
-	if err := unix.Mkfifo(path, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	o := mustOpen(t, path)
-	if _, err := o.container.Write(make([]byte, 100<<10)); err != nil { // more than a FIFO holds
-		t.Fatal(err)
-	}
-	time.Sleep(10 * time.Millisecond) // until it is held up; or else it ends by itself below
-	_ = o.to.Close()
-	o.mustEnd(t)
 }
 
 // TestNoLog: an output goes to a file or a FIFO, and never through a link.
