@@ -2,9 +2,6 @@ package client
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"io"
 	"iter"
 	"time"
 
@@ -35,30 +32,15 @@ type Event struct {
 // Events gives what happened to workers, oldest first, as the record has it. The
 // first error is the last thing that it gives.
 func (c *Client) Events(ctx context.Context, r EventsRequest) iter.Seq2[Event, error] {
-	request := &hostv1.StreamEventsRequest{Worker: r.Worker, Follow: r.Follow}
-	if !r.Since.IsZero() {
-		request.SinceUnixMs = r.Since.UnixMilli()
-	}
-	return func(yield func(Event, error) bool) {
-		ctx, cancel := context.WithCancel(ctx)
-		defer cancel()
-		stream, err := c.host.StreamEvents(ctx, request)
-		for err == nil {
-			var batch *hostv1.StreamEventsResponse
-			if batch, err = stream.Recv(); err != nil {
-				break
-			}
-			for _, e := range batch.GetEvents() {
-				if !yield(Event{
-					At: timeOf(e.GetAt()), Event: e.GetEvent(), WorkerName: e.GetWorkerName(), WorkerSerial: e.GetWorkerSerial(),
-					Reason: e.GetReason(), LogIndex: e.GetLogIndex(),
-				}, nil) {
-					return
-				}
+	request := &hostv1.StreamEventsRequest{Worker: r.Worker, Follow: r.Follow, SinceUnixMs: sinceUnixMs(r.Since)}
+	return streamed(ctx, c, "events", request, c.host.StreamEvents, func(batch *hostv1.StreamEventsResponse) []Event {
+		events := make([]Event, len(batch.GetEvents()))
+		for i, e := range batch.GetEvents() {
+			events[i] = Event{
+				At: timeOf(e.GetAt()), Event: e.GetEvent(), WorkerName: e.GetWorkerName(), WorkerSerial: e.GetWorkerSerial(),
+				Reason: e.GetReason(), LogIndex: e.GetLogIndex(),
 			}
 		}
-		if !errors.Is(err, io.EOF) {
-			yield(Event{}, fmt.Errorf("read events: %w", c.fault(ctx, err)))
-		}
-	}
+		return events
+	})
 }

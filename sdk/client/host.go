@@ -3,9 +3,7 @@ package client
 import (
 	"context"
 	"crypto/ed25519"
-	"errors"
 	"fmt"
-	"io"
 	"iter"
 	"time"
 
@@ -98,29 +96,8 @@ func (c *Client) RevokeClient(ctx context.Context, name string) (Enrolment, erro
 // Logs gives a worker's log line by line, as the worker wrote it: mind control
 // characters. The first error is the last thing that it gives.
 func (c *Client) Logs(ctx context.Context, r LogsRequest) iter.Seq2[string, error] {
-	request := &hostv1.StreamLogsRequest{Worker: r.Worker, Follow: r.Follow, Tail: uint32(max(r.Tail, 0))}
-	if !r.Since.IsZero() {
-		request.SinceUnixMs = r.Since.UnixMilli()
-	}
-	return func(yield func(string, error) bool) {
-		ctx, cancel := context.WithCancel(ctx)
-		defer cancel()
-		stream, err := c.host.StreamLogs(ctx, request)
-		for err == nil {
-			var batch *hostv1.StreamLogsResponse
-			if batch, err = stream.Recv(); err != nil {
-				break
-			}
-			for _, line := range batch.GetLines() {
-				if !yield(line, nil) {
-					return
-				}
-			}
-		}
-		if !errors.Is(err, io.EOF) {
-			yield("", fmt.Errorf("read logs: %w", c.fault(ctx, err)))
-		}
-	}
+	request := &hostv1.StreamLogsRequest{Worker: r.Worker, Follow: r.Follow, Tail: uint32(max(r.Tail, 0)), SinceUnixMs: sinceUnixMs(r.Since)}
+	return streamed(ctx, c, "logs", request, c.host.StreamLogs, (*hostv1.StreamLogsResponse).GetLines)
 }
 
 func enrolment(c *hostv1.Client) Enrolment {
