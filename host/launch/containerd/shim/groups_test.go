@@ -229,6 +229,19 @@ func TestParse(t *testing.T) {
 	}
 }
 
+// TestNothingToRemove: it is no fault that there is nothing, as after a boot.
+func TestNothingToRemove(t *testing.T) {
+	state := t.TempDir()
+	for _, state := range []string{state, filepath.Join(state, "none")} {
+		if err := errors.Join(Remove(t.Context(), state, "n", filepath.Join(state, "bundle"), "c1"), Clear(state)); err != nil {
+			t.Error(err)
+		}
+		if path := Member(state, "c1"); path != "" {
+			t.Errorf("c1 is in %s", path)
+		}
+	}
+}
+
 // TestRuntimeOf: a runtime is found again, by what containerd's own shim writes too.
 func TestRuntimeOf(t *testing.T) {
 	bundle := t.TempDir()

@@ -51,6 +51,9 @@ func sameFolder(one, other string) bool {
 // remove what there is not.
 func Remove(ctx context.Context, state, namespace, bundle, id string) error {
 	g, err := groupsIn(state)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
