@@ -205,7 +205,10 @@ func (r *restorer) makeFolder(b batch) error {
 	default:
 		delete(r.faults, b.serial)
 	}
-	return s.Promote()
+	if err := s.Promote(); err != nil {
+		return err
+	}
+	return s.Sync()
 }
 
 // putEntry makes one file or folder of a manifest. A file that the backup does

@@ -222,6 +222,7 @@ func (g *rig) folder(w *worker.Worker, key keyring.Key) {
 	g.must(s.WriteFile(manifest.File, text, mode(host, manifest.FileMode)))
 	g.must(s.WriteFile(manifest.SignatureFile, manifest.Sign(g.keys.Manifest().Private(), text), mode(host, manifest.FileMode)))
 	g.must(s.Promote())
+	g.must(s.Sync())
 }
 
 // turn turns a worker's state and tells of it.

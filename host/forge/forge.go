@@ -188,7 +188,8 @@ type job struct {
 	typ       Type
 	listener  *ports.Listener
 	folder    *stage.Stage
-	slot      *slot // that it has claimed; nil for none
+	onDisk    func() error // waits until the promoted folder is
+	slot      *slot        // that it has claimed; nil for none
 	startedAt time.Time
 	logged    int64  // the size of the worker's log then
 	why       error  // while undoing: what failed

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/dals-host/dals-host/host/keyring"
@@ -224,9 +225,24 @@ func modulesOf(path string) []manifest.Module {
 	return modules
 }
 
-func (f *Forge) promote(_ context.Context, j *job) error { return j.folder.Promote() }
+// promote moves the stage into its place. Only the record has to wait until all of
+// it is on disk: until then the row says what to do with what a power cut leaves.
+func (f *Forge) promote(_ context.Context, j *job) error {
+	if err := j.folder.Promote(); err != nil {
+		return err
+	}
+	done := make(chan error, 1)
+	go func() { done <- j.folder.Sync() }()
+	j.onDisk = sync.OnceValue(func() error { return <-done })
+	return nil
+}
 
-func (f *Forge) demote(_ context.Context, j *job) error { return f.Stage.Remove(j.worker.Serial) }
+func (f *Forge) demote(_ context.Context, j *job) error {
+	if j.onDisk != nil { // not both at a time
+		_ = j.onDisk()
+	}
+	return f.Stage.Remove(j.worker.Serial)
+}
 
 func (f *Forge) create(ctx context.Context, j *job) error {
 	return f.Launcher.Create(ctx, f.Spec(j.worker))
@@ -265,6 +281,9 @@ func (j *job) outcome() worker.State {
 // record is the commit point: the worker exists and the record says so, in one
 // transaction.
 func (f *Forge) record(ctx context.Context, j *job) error {
+	if err := j.onDisk(); err != nil {
+		return err
+	}
 	j.worker.State = j.outcome()
 	return f.Registry.Update(context.WithoutCancel(ctx), func(tx *registry.Tx) error {
 		return commit(tx, j.worker, record.Entry{Kind: record.Forge, Worker: record.FieldsOf(j.worker)})

@@ -148,7 +148,7 @@ func (f *Forge) upgradeSteps() []step {
 		{name: "journal", do: f.openUpgrade, undo: f.closeUpgrade},
 		{name: "end old version", do: f.endOld},
 		{name: "set folder aside", do: f.setAside, undo: f.putBack},
-		{name: "promote stage", do: f.promote},
+		{name: "promote stage", do: f.promoteOnDisk},
 		{name: "take over state", do: f.takeOver},
 		{name: "replace container", do: f.replace, undo: f.remove},
 		{name: "start", do: f.start, undo: f.stop},

@@ -107,6 +107,14 @@ func (f *Forge) putBack(_ context.Context, j *job) error {
 	return f.Stage.PutBack(j.worker.Serial, kept...)
 }
 
+// promoteOnDisk is a promotion that waits: state is moved only to where it stays.
+func (f *Forge) promoteOnDisk(ctx context.Context, j *job) error {
+	if err := f.promote(ctx, j); err != nil {
+		return err
+	}
+	return j.onDisk()
+}
+
 func (f *Forge) takeOver(_ context.Context, j *job) error {
 	return f.Stage.TakeOver(j.worker.Serial, kept...)
 }

@@ -18,6 +18,7 @@ var replacing = []struct {
 	{"build", func(*Store, *Stage) error { return nil }},
 	{"set aside", func(s *Store, _ *Stage) error { return s.SetAside(nora) }},
 	{"promote", func(_ *Store, next *Stage) error { return next.Promote() }},
+	{"sync", func(_ *Store, next *Stage) error { return next.Sync() }},
 	{"take over state", func(s *Store, _ *Stage) error { return s.TakeOver(nora, "state") }},
 	{"take over logs", func(s *Store, _ *Stage) error { return s.TakeOver(nora, "logs") }},
 }
@@ -31,6 +32,7 @@ func replaceable(t *testing.T) (*Store, *Stage) {
 	for _, err := range []error{
 		old.Mkdir("logs", Access{Mode: 0o700}),
 		old.Promote(),
+		old.Sync(),
 		os.WriteFile(filepath.Join(s.Dir(nora), "state", "memory"), []byte("old"), 0o600),
 	} {
 		if err != nil {
@@ -125,7 +127,7 @@ func TestPutBack(t *testing.T) {
 func TestRemoveTakesTheAside(t *testing.T) {
 	t.Parallel()
 	s, next := replaceable(t)
-	for _, err := range []error{s.SetAside(nora), next.Promote(), s.Remove(nora)} {
+	for _, err := range []error{s.SetAside(nora), next.Promote(), next.Sync(), s.Remove(nora)} {
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -71,7 +71,7 @@ func (s *Stage) Join() error {
 	return nil
 }
 
-// Root is the stage's folder, to read what is in it. It is closed by Promote
+// Root is the stage's folder, to read what is in it. It is closed by Sync
 // and Close.
 func (s *Stage) Root() *os.Root { return s.root }
 
@@ -129,16 +129,10 @@ func (a Access) give(f *os.File) error {
 	return f.Chmod(a.Mode)
 }
 
-// Promote makes the stage durable and moves it, in one rename, to its place
-// among the workers. It ends the stage. A folder that is already there is a
-// worker.ErrConflict.
+// Promote moves the stage, in one rename, to its place among the workers. A folder
+// that is already there is a worker.ErrConflict. Before Sync nothing may say that
+// the worker is whole: a power cut may take any part of it.
 func (s *Stage) Promote() error {
-	defer s.root.Close()
-	failpoint.Hit("stage", "sync", "before")
-	if err := s.sync(); err != nil {
-		return fmt.Errorf("promote stage of %s: %w", s.serial, err)
-	}
-	failpoint.Hit("stage", "sync", "after")
 	from, to := path.Join(staging, string(s.serial)), path.Join(instances, string(s.serial))
 	// A rename onto an empty folder would succeed.
 	if _, err := s.store.root.Lstat(to); err == nil {
@@ -149,15 +143,24 @@ func (s *Stage) Promote() error {
 		return fmt.Errorf("promote stage of %s: %w", s.serial, err)
 	}
 	failpoint.Hit("stage", "promote", "after")
-	if err := s.store.syncParents(); err != nil {
-		return fmt.Errorf("promote stage of %s: %w", s.serial, err)
-	}
 	return nil
 }
 
-// sync makes files and folders durable, several at a time: the file system
+// Sync makes what was promoted durable. It ends the stage. The worker may run
+// meanwhile.
+func (s *Stage) Sync() error {
+	defer s.root.Close()
+	failpoint.Hit("stage", "sync", "before")
+	if err := errors.Join(s.syncAll(), s.store.syncParents()); err != nil {
+		return fmt.Errorf("write folder of %s to disk: %w", s.serial, err)
+	}
+	failpoint.Hit("stage", "sync", "after")
+	return nil
+}
+
+// syncAll makes files and folders durable, several at a time: the file system
 // commits them together.
-func (s *Stage) sync() error {
+func (s *Stage) syncAll() error {
 	const together = 8
 	var g errgroup.Group
 	g.SetLimit(together)

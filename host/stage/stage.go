@@ -1,6 +1,7 @@
 // Package stage keeps the folders of workers. A folder is put together below
-// .stage/, made durable, and promoted by one rename to instances/: a worker's
-// folder is there whole or not at all. One that another is to replace waits in
+// .stage/, promoted by one rename to instances/, and then made durable: a worker's
+// folder is there whole or not at all, and what a power cut may have taken of one
+// nothing has told of. One that another is to replace waits in
 // .aside/ until that is certain. All lie below one directory, so they are on one
 // file system by construction.
 //

@@ -61,7 +61,8 @@ func build(t testing.TB, s *Store, serial worker.Serial) *Stage {
 
 func promoteNew(t testing.TB, s *Store, serial worker.Serial) {
 	t.Helper()
-	if err := build(t, s, serial).Promote(); err != nil {
+	st := build(t, s, serial)
+	if err := errors.Join(st.Promote(), st.Sync()); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -106,7 +107,7 @@ func TestPromote(t *testing.T) {
 		t.Errorf("before the promotion: %q, %v", instances, err)
 	}
 	staged := list(t, st.Dir())
-	if err := st.Promote(); err != nil {
+	if err := errors.Join(st.Promote(), st.Sync()); err != nil {
 		t.Fatal(err)
 	}
 	want := []string{
@@ -591,7 +592,7 @@ func TestWarm(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := errors.Join(st.Join(), st.WriteFile("identity.json", []byte("{}"), Access{Mode: 0o440}), st.Promote()); err != nil {
+		if err := errors.Join(st.Join(), st.WriteFile("identity.json", []byte("{}"), Access{Mode: 0o440}), st.Promote(), st.Sync()); err != nil {
 			t.Fatal(err)
 		}
 		if after, err := os.Stat(s.Dir(nora)); err != nil || !os.SameFile(before, after) {

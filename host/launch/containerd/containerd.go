@@ -94,30 +94,30 @@ type Config struct {
 
 // Launcher runs workers as containers. It is a launch.Launcher.
 type Launcher struct {
-	cfg      Config
-	log      hclog.Logger
-	tools    tools
-	site     *site
-	daemon   daemon
-	client   *client.Client
-	cgroups  cgroups
-	turns    turn.Keys[worker.Serial]
-	images   turn.Keys[string]
-	ready    sync.Map     // digests of binaries that were prepared → of their images
-	foreseen sync.Map     // digests of binaries → of the images that Prepare would make
-	fresh    sync.Map     // serials of containers that we made and nobody has started → containers.Container
-	warm     sync.Map     // serials that Warm was told of → launch.Spec
-	started  sync.Map     // serials of the runs that we have started and not settled
-	folders  sync.Map     // serials of created workers → their folders
-	overDisk sync.Map     // serials of the runs that were ended because of their disk use
-	filter   atomic.Value // compiledFilter of new containers, once a runtime has made it
-	disk     diskLimits
-	watched  chan struct{}   // closed when nobody watches disks any more; nil before anybody does
-	runners  sync.WaitGroup  // of plugins that are not removed yet
-	life     context.Context // ends with Close
-	end      context.CancelFunc
-	closing  sync.Once
-	draining sync.WaitGroup
+	cfg       Config
+	log       hclog.Logger
+	tools     tools
+	site      *site
+	daemon    daemon
+	client    *client.Client
+	cgroups   cgroups
+	turns     turn.Keys[worker.Serial]
+	images    turn.Keys[string]
+	ready     sync.Map     // digests of binaries that were prepared → of their images
+	foreseen  sync.Map     // digests of binaries → of the images that Prepare would make
+	unstarted sync.Map     // serials of containers that we made and nobody has started → made
+	warm      sync.Map     // serials that Warm was told of → warmed
+	started   sync.Map     // serials of the runs that we have started and not settled
+	folders   sync.Map     // serials of created workers → their folders
+	overDisk  sync.Map     // serials of the runs that were ended because of their disk use
+	filter    atomic.Value // compiledFilter of new containers, once a runtime has made it
+	disk      diskLimits
+	watched   chan struct{}   // closed when nobody watches disks any more; nil before anybody does
+	runners   sync.WaitGroup  // of plugins that are not removed yet
+	life      context.Context // ends with Close
+	end       context.CancelFunc
+	closing   sync.Once
+	draining  sync.WaitGroup
 }
 
 var _ launch.Launcher = (*Launcher)(nil)

@@ -49,7 +49,7 @@ func (l *Launcher) createCold(ctx context.Context, spec launch.Spec) error {
 		err = l.register(ctx, c, spec)
 	}
 	if err == nil {
-		l.fresh.Store(spec.Serial, c)
+		l.unstarted.Store(spec.Serial, made{Container: c, fresh: true})
 	}
 	return err
 }
@@ -152,51 +152,64 @@ func (l *Launcher) Start(ctx context.Context, serial worker.Serial) error {
 }
 
 func (l *Launcher) start(ctx context.Context, serial worker.Serial) error {
-	c, fresh, err := l.created(ctx, serial)
+	c, err := l.created(ctx, serial)
 	if err != nil {
 		return err
 	}
-	folders, err := openMounts(c)
+	folders, err := openMounts(c.Container)
 	if err != nil {
 		return err
 	}
 	defer closeMounts(folders)
-	if err := l.haveTask(ctx, c, fresh); err != nil {
+	if err := l.haveTask(ctx, c); err != nil {
 		return err
 	}
 	if err := l.checkMounts(ctx, serial, folders); err != nil {
 		return errors.Join(err, l.undoStart(ctx, serial))
 	}
 	l.overDisk.Delete(serial)
-	if _, err := l.client.TaskService().Start(ctx, &tasks.StartRequest{ContainerID: string(serial)}); err != nil {
-		return l.startFailed(ctx, serial, fmt.Errorf("start task: %w", family(err)))
+	owned := l.own(ctx, c)
+	_, startErr := l.client.TaskService().Start(ctx, &tasks.StartRequest{ContainerID: string(serial)})
+	if err := owned(); err != nil {
+		return errors.Join(fmt.Errorf("claim container: %w", err), l.undoStart(ctx, serial))
+	}
+	if startErr != nil {
+		return l.startFailed(ctx, serial, fmt.Errorf("start task: %w", family(startErr)))
 	}
 	l.started.Store(serial, true)
 	return nil
 }
 
-// created is the worker's container. One that is fresh was made just now.
-func (l *Launcher) created(ctx context.Context, serial worker.Serial) (c containers.Container, fresh bool, err error) {
-	if c, ok := l.fresh.LoadAndDelete(serial); ok {
-		return c.(containers.Container), true, nil
-	}
-	if c, err = l.client.ContainerService().Get(ctx, string(serial)); err != nil {
-		return c, false, family(err)
-	}
-	return c, false, nil
+// made is a container and what is known of it, because this launcher has made it and
+// nobody has started it.
+type made struct {
+	containers.Container
+	fresh   bool // it has no task, and has left nothing
+	claimed bool // it has a task, and is not the worker's yet
 }
 
-// haveTask makes the container's task, unless there is one that was never
-// started. A fresh container has none and left nothing.
-func (l *Launcher) haveTask(ctx context.Context, c containers.Container, fresh bool) error {
-	if fresh {
+// created is the worker's container.
+func (l *Launcher) created(ctx context.Context, serial worker.Serial) (made, error) {
+	if c, ok := l.unstarted.LoadAndDelete(serial); ok {
+		return c.(made), nil
+	}
+	c, err := l.client.ContainerService().Get(ctx, string(serial))
+	return made{Container: c}, family(err)
+}
+
+// haveTask makes the container's task, unless there is one that was never started.
+func (l *Launcher) haveTask(ctx context.Context, m made) error {
+	c, serial := m.Container, worker.Serial(m.ID)
+	switch {
+	case m.claimed:
+		return nil
+	case m.fresh:
 		if err := l.createTask(ctx, c); err != nil {
 			return err
 		}
-		l.keepFilter(worker.Serial(c.ID))
+		l.keepFilter(serial)
 		return nil
 	}
-	serial := worker.Serial(c.ID)
 	task, err := l.task(ctx, serial)
 	switch {
 	case err == nil && task.Status == tasktypes.Status_CREATED:

@@ -162,14 +162,14 @@ func TestSwappedMount(t *testing.T) {
 			l, spec, dir := launcher(b), b.Spec(), b.Folder()
 			spec.Mounts = []launch.Mount{b.Mount("data", dir, false)}
 			must(t, l.Create(b.Context(), spec))
-			c, fresh, err := l.created(b.Context(), spec.Serial)
+			c, err := l.created(b.Context(), spec.Serial)
 			must(t, err)
-			folders, err := openMounts(c)
+			folders, err := openMounts(c.Container)
 			must(t, err)
 			if err := l.checkMounts(b.Context(), spec.Serial, nil); err != nil {
 				t.Errorf("nothing to check: %v", err)
 			}
-			must(t, os.Rename(dir, dir+" aside"), put(dir), l.haveTask(b.Context(), c, fresh))
+			must(t, os.Rename(dir, dir+" aside"), put(dir), l.haveTask(b.Context(), c))
 			err = l.checkMounts(b.Context(), spec.Serial, folders)
 			if !errors.Is(err, worker.ErrInvalid) || !strings.Contains(err.Error(), "another folder") {
 				t.Errorf("%s: %v", what, err)

@@ -51,7 +51,7 @@ func (l *Launcher) remove(ctx context.Context, serial worker.Serial) error {
 
 // removeNow is remove for who has the container's turn.
 func (l *Launcher) removeNow(ctx context.Context, serial worker.Serial) error {
-	l.fresh.Delete(serial)
+	l.unstarted.Delete(serial)
 	l.warm.Delete(serial)
 	l.folders.Delete(serial)
 	if err := l.settle(ctx, serial, 0); err != nil {

@@ -9,10 +9,11 @@ import (
 	"path/filepath"
 	"reflect"
 
-	tasktypes "github.com/containerd/containerd/api/types/task"
+	"github.com/containerd/containerd/v2/core/containers"
 	"golang.org/x/sys/unix"
 
 	"github.com/dals-host/dals-host/host/launch"
+	"github.com/dals-host/dals-host/host/launch/internal/pidfd"
 	"github.com/dals-host/dals-host/host/worker"
 )
 
@@ -37,27 +38,45 @@ func (l *Launcher) Warm(ctx context.Context, spec launch.Spec) error {
 	if err != nil {
 		return fmt.Errorf("warm %s: %w", spec.Serial, err)
 	}
-	if err := l.createTask(ctx, c); err != nil {
+	first, err := l.warmUp(ctx, c)
+	if err != nil {
 		after, cancel := afterwards(ctx)
 		defer cancel()
 		return errors.Join(fmt.Errorf("warm %s: %w", spec.Serial, err), l.removeNow(after, spec.Serial))
 	}
 	l.keepFilter(spec.Serial)
-	l.warm.Store(spec.Serial, spec)
+	l.warm.Store(spec.Serial, warmed{spec, first})
 	return nil
 }
 
-// claim makes what Warm made the worker's own, if there is any and it is what a
+// warmed is a container that Warm made: from what, and the process that waits.
+type warmed struct {
+	spec  launch.Spec
+	first pidfd.Identity
+}
+
+// warmUp makes the container's task, and says which process its first is.
+func (l *Launcher) warmUp(ctx context.Context, c containers.Container) (pidfd.Identity, error) {
+	if err := l.createTask(ctx, c); err != nil {
+		return pidfd.Identity{}, err
+	}
+	task, err := l.task(ctx, worker.Serial(c.ID))
+	if err != nil {
+		return pidfd.Identity{}, err
+	}
+	return pidfd.Identify(int(task.Pid))
+}
+
+// claim takes what Warm made for the worker, if there is any and it is what a
 // Create of the same worker and a Start would make: from the same spec, which a
-// cage is a function of, never run, and with the worker's folder for its own. The
-// change of its label, in one write, is what makes it a worker's. What does not fit
-// is removed.
+// cage is a function of, never run, and with the worker's folder for its own. It is
+// the worker's when own has said so, which Start does. What does not fit is removed.
 func (l *Launcher) claim(ctx context.Context, spec launch.Spec) (bool, error) {
 	found, ok := l.warm.Load(spec.Serial)
 	if !ok {
 		return false, nil
 	}
-	if why := l.unfit(ctx, found.(launch.Spec), spec); why != nil {
+	if why := unfit(found.(warmed), spec); why != nil {
 		l.log.Warn("a worker is created anew: what was kept warm for it does not fit", "serial", spec.Serial, "error", why)
 		return false, l.removeNow(ctx, spec.Serial)
 	}
@@ -66,26 +85,38 @@ func (l *Launcher) claim(ctx context.Context, spec launch.Spec) (bool, error) {
 		return false, err
 	}
 	l.warm.Delete(spec.Serial)
-	if _, err := l.client.ContainerService().Update(ctx, c, "labels", "spec"); err != nil {
-		return false, family(err)
-	}
+	l.unstarted.Store(spec.Serial, made{Container: c, claimed: true})
 	return true, nil
 }
 
-// unfit says why what Warm made is not what spec asks for.
-func (l *Launcher) unfit(ctx context.Context, had, spec launch.Spec) error {
-	if had.Dir = spec.Dir; len(spec.Mounts) > 0 || !reflect.DeepEqual(had, spec) {
+// own changes the label of a container that was claimed, in one write: from then on
+// it is the worker's. It has time until the worker has been started; when a launcher
+// dies before that, the next one removes the container.
+func (l *Launcher) own(ctx context.Context, c made) (wait func() error) {
+	if !c.claimed {
+		return func() error { return nil }
+	}
+	written := make(chan error, 1)
+	go func() {
+		_, err := l.client.ContainerService().Update(ctx, c.Container, "labels", "spec")
+		written <- family(err)
+	}()
+	return func() error { return <-written }
+}
+
+// unfit says why what Warm made is not what spec asks for. containerd is not asked:
+// only Start starts the process that waits.
+func unfit(had warmed, spec launch.Spec) error {
+	if had.spec.Dir = spec.Dir; len(spec.Mounts) > 0 || !reflect.DeepEqual(had.spec, spec) {
 		return errors.New("it is for another kind of worker")
 	}
-	task, err := l.task(ctx, spec.Serial)
+	first, err := pidfd.Open(had.first)
 	if err != nil {
 		return err
 	}
-	if task.Status != tasktypes.Status_CREATED {
-		return fmt.Errorf("its task is %s", task.Status)
-	}
+	defer first.Close()
 	for name, writable := range map[string]bool{"": false, launch.StateDir: true, launch.RunDir: true} {
-		if err := sees(int(task.Pid), path.Join(workerDir, name), filepath.Join(spec.Dir, name), writable); err != nil {
+		if err := sees(had.first.PID, path.Join(workerDir, name), filepath.Join(spec.Dir, name), writable); err != nil {
 			return err
 		}
 	}
