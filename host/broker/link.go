@@ -46,37 +46,33 @@ func (s *session) connect(ctx context.Context) (lived time.Duration, err error) 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	client := workerv1.NewWorkerServiceClient(conn)
-	exchange, hello, err := s.openExchange(ctx, cancel, client)
+	opened, err := s.open(ctx, cancel, client)
 	if err != nil {
 		return 0, err
-	}
-	beats, err := client.Heartbeat(ctx, grpc.MaxCallRecvMsgSize(maxBeat))
-	if err != nil {
-		return 0, fmt.Errorf("open heartbeat stream: %w", err)
 	}
 	l := &link{
 		deliveries: make(chan *workerv1.ExchangeRequest), notes: make(chan *workerv1.ExchangeRequest, 64), done: ctx.Done(),
 	}
-	var streams sync.WaitGroup
-	defer streams.Wait()
+	var running sync.WaitGroup
+	defer running.Wait()
 	read := make(chan struct{})
 	start := func(f func() error) {
-		streams.Go(func() {
+		running.Go(func() {
 			err := f()
 			l.hearOut(err, read)
 			cancel(err)
 		})
 	}
-	start(func() error { return l.write(exchange) })
-	start(func() error { return s.pulse.run(ctx, s.worker.Serial, beats) })
-	streams.Go(func() {
+	start(func() error { return l.write(opened.exchange) })
+	start(func() error { return s.pulse.run(ctx, s.worker.Serial, opened.beats) })
+	running.Go(func() {
 		defer close(read)
-		cancel(newInbox(s, l, cancel).run(ctx, exchange))
+		cancel(newInbox(s, l, cancel).run(ctx, opened.exchange))
 	})
 	began := time.Now()
 	s.setLink(l)
 	defer s.setLink(nil)
-	s.settleHello(l, hello)
+	s.settleHello(l, opened.hello)
 	<-ctx.Done()
 	return time.Since(began), context.Cause(ctx)
 }
@@ -95,30 +91,50 @@ func (l *link) hearOut(err error, enough <-chan struct{}) {
 	}
 }
 
-// openExchange opens the envelope stream and reads the Hello that begins it.
-func (s *session) openExchange(ctx context.Context, cancel context.CancelCauseFunc, client workerv1.WorkerServiceClient) (workerv1.WorkerService_ExchangeClient, *workerv1.Hello, error) {
+// streams are those of one connection.
+type streams struct {
+	exchange workerv1.WorkerService_ExchangeClient
+	beats    workerv1.WorkerService_HeartbeatClient
+	hello    *workerv1.Hello // with which the worker began the exchange
+}
+
+// open opens the streams and reads the worker's Hello. Heartbeats that come sooner
+// wait: only who has said Hello lives.
+func (s *session) open(ctx context.Context, cancel context.CancelCauseFunc, client workerv1.WorkerServiceClient) (o streams, err error) {
 	late := time.AfterFunc(s.b.helloTimeout, func() {
 		cancel(fmt.Errorf("no hello within %s: %w", s.b.helloTimeout, worker.ErrDeadline))
 	})
 	defer late.Stop()
-	exchange, err := client.Exchange(ctx, grpc.MaxCallRecvMsgSize(wire.MaxMessage), grpc.MaxCallSendMsgSize(wire.MaxMessage))
-	var first *workerv1.ExchangeResponse
+	o.exchange, err = client.Exchange(ctx, grpc.MaxCallRecvMsgSize(wire.MaxMessage), grpc.MaxCallSendMsgSize(wire.MaxMessage))
 	if err == nil {
-		first, err = exchange.Recv()
+		o.beats, err = client.Heartbeat(ctx, grpc.MaxCallRecvMsgSize(maxBeat))
 	}
-	if ctx.Err() != nil {
+	if err == nil {
+		o.hello, err = s.hello(o.exchange)
+	}
+	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
+	}
+	if err != nil {
+		return streams{}, fmt.Errorf("await hello: %w", err)
+	}
+	return o, nil
+}
+
+// hello reads what has to come first.
+func (s *session) hello(exchange workerv1.WorkerService_ExchangeClient) (*workerv1.Hello, error) {
+	first, err := exchange.Recv()
+	if err != nil {
+		return nil, err
 	}
 	hello := first.GetHello()
 	switch named := len(hello.GetInFlight()) + len(hello.GetKept()); {
-	case err != nil:
-		return nil, nil, fmt.Errorf("await hello: %w", err)
 	case hello.GetSerial() != string(s.worker.Serial):
-		return nil, nil, fmt.Errorf("await hello: worker %q answered: %w", hello.GetSerial(), worker.ErrInvalid)
+		return nil, fmt.Errorf("worker %q answered: %w", hello.GetSerial(), worker.ErrInvalid)
 	case named > maxHello:
-		return nil, nil, fmt.Errorf("await hello: it names %d attempts, more than %d: %w", named, maxHello, worker.ErrInvalid)
+		return nil, fmt.Errorf("it names %d attempts, more than %d: %w", named, maxHello, worker.ErrInvalid)
 	}
-	return exchange, hello, nil
+	return hello, nil
 }
 
 // settleHello closes what the worker owes and neither works on nor has kept:

@@ -108,8 +108,8 @@ func (b *Broker) session(serial worker.Serial) *session {
 // Dialling is eager while a worker comes up and calm while it stays away. A link
 // that did not last has not earned an eager start.
 const (
-	firstRetry = 2 * time.Millisecond
-	eager      = 50 * time.Millisecond // how long retries follow each other as closely as that
+	firstRetry = 500 * time.Microsecond
+	eager      = 20 * time.Millisecond // how long retries follow each other as closely as that
 	lastRetry  = time.Second
 	steady     = time.Second            // how long a link has to last
 	noticeable = 100 * time.Millisecond // the retry from which on people are told
