@@ -5,9 +5,8 @@ import (
 	"fmt"
 	"os"
 
-	"github.com/google/renameio/v2"
-
 	"github.com/dals-host/dals-host/host/internal/failpoint"
+	"github.com/dals-host/dals-host/host/internal/whole"
 )
 
 // sightings remember which digest a file had when it looked so, across restarts
@@ -59,7 +58,7 @@ func (s *sightings) save() error {
 	data, err := json.Marshal(s.byPath)
 	failpoint.Hit("catalog", "sightings", "before")
 	if err == nil {
-		err = renameio.WriteFile(s.path, data, 0o600, renameio.IgnoreUmask())
+		err = whole.WriteFile(s.path, data)
 	}
 	if err != nil {
 		return fmt.Errorf("save sightings: %w", err)

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/dals-host/dals-host/host/internal/failpoint"
+	"github.com/dals-host/dals-host/host/internal/whole"
 )
 
 const (
@@ -44,7 +45,7 @@ func openStore(root string, hostUID int) (*store, error) {
 		}
 	}
 	s := &store{dir: dir, uid: hostUID}
-	return s, s.sweep()
+	return s, errors.Join(s.sweep(), whole.Clear(root))
 }
 
 // sweep removes what a host that was killed had not finished.

@@ -11,6 +11,7 @@ import (
 	"github.com/google/renameio/v2"
 
 	"github.com/dals-host/dals-host/host/internal/failpoint"
+	"github.com/dals-host/dals-host/host/internal/whole"
 )
 
 func (p *private) makeDirs() error {
@@ -40,11 +41,13 @@ func (p *private) prepare() error {
 		}
 	}
 	failpoint.Hit("containerd", "config", "before")
-	err = errors.Join(
-		p.makeState(),
-		renameio.WriteFile(p.bootFile(), []byte(now), 0o600),
-		renameio.WriteFile(p.configFile(), []byte(p.config()), 0o600),
-	)
+	if err = whole.Clear(p.dir); err == nil {
+		err = errors.Join(
+			p.makeState(),
+			whole.WriteFile(p.bootFile(), []byte(now)),
+			whole.WriteFile(p.configFile(), []byte(p.config())),
+		)
+	}
 	failpoint.Hit("containerd", "config", "after")
 	return err
 }

@@ -13,10 +13,10 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
-	"github.com/google/renameio/v2"
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sys/unix"
 
+	"github.com/dals-host/dals-host/host/internal/whole"
 	"github.com/dals-host/dals-host/host/worker"
 )
 
@@ -169,16 +169,16 @@ func (s *shared) claim(now mark) error {
 			return fmt.Errorf("delete state of the runtime: %w", err)
 		}
 	}
-	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+	if err := whole.Clear(s.dir); err != nil {
 		return err
 	}
-	return errors.Join(renameio.WriteFile(s.bootFile(), []byte(boot), 0o600), s.writeMark())
+	return errors.Join(whole.WriteFile(s.bootFile(), []byte(boot)), s.writeMark())
 }
 
 func (s *shared) writeMark() error {
 	text, err := json.Marshal(s.mark)
 	if err == nil {
-		err = renameio.WriteFile(markFile(s.dir), text, 0o600)
+		err = whole.WriteFile(markFile(s.dir), text)
 	}
 	if err != nil {
 		return fmt.Errorf("write which containerd the workers are under: %w", err)

@@ -42,6 +42,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/dals-host/dals-host/host/internal/turn"
+	"github.com/dals-host/dals-host/host/internal/whole"
 	"github.com/dals-host/dals-host/host/launch"
 	"github.com/dals-host/dals-host/host/worker"
 )
@@ -90,8 +91,8 @@ func New(ctx context.Context, cfg Config) (*Launcher, error) {
 		closing: make(chan struct{}),
 		workers: make(map[worker.Serial]entry),
 	}
-	if err := os.MkdirAll(l.dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make launcher folder: %w", err)
+	if err := whole.Clear(l.dir); err != nil {
+		return nil, fmt.Errorf("open launcher folder: %w", err)
 	}
 	records, err := loadRecords(l.dir)
 	if err != nil {

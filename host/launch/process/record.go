@@ -7,9 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/google/renameio/v2"
-
 	"github.com/dals-host/dals-host/host/internal/failpoint"
+	"github.com/dals-host/dals-host/host/internal/whole"
 	"github.com/dals-host/dals-host/host/launch"
 	"github.com/dals-host/dals-host/host/launch/internal/pidfd"
 	"github.com/dals-host/dals-host/host/worker"
@@ -35,7 +34,7 @@ func (r record) save(dir string) error {
 		return fmt.Errorf("encode record: %w", err)
 	}
 	failpoint.Hit("process", "record", "before")
-	if err := renameio.WriteFile(recordPath(dir, r.Spec.Serial), append(data, '\n'), 0o600); err != nil {
+	if err := whole.WriteFile(recordPath(dir, r.Spec.Serial), append(data, '\n')); err != nil {
 		return fmt.Errorf("write record: %w", err)
 	}
 	failpoint.Hit("process", "record", "after")
@@ -58,7 +57,7 @@ func loadRecords(dir string) ([]record, error) {
 	var all []record
 	for _, e := range entries {
 		serial, isRecord := strings.CutSuffix(e.Name(), ".json")
-		if !isRecord || strings.HasPrefix(serial, ".") { // renameio's unfinished files have a dot
+		if !isRecord {
 			continue
 		}
 		data, err := os.ReadFile(filepath.Join(dir, e.Name()))
