@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -78,6 +79,30 @@ func TestStepMatrix(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestNotOnDisk: a worker whose folder could not be written to disk does not come to
+// be, however well it runs.
+func TestNotOnDisk(t *testing.T) {
+	r := newRig(t)
+	steps := r.forge.steps()
+	i := slices.IndexFunc(steps, func(s step) bool { return s.name == "promote stage" })
+	steps[i].do = func(ctx context.Context, j *job) error {
+		if err := r.forge.promote(ctx, j); err != nil {
+			return err
+		}
+		done := j.onDisk
+		j.onDisk = func() error { return errors.Join(done(), errInjected) }
+		return nil
+	}
+	j, err := r.forge.newJob(t.Context(), nora)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.forge.run(t.Context(), j, steps); !errors.Is(err, errInjected) || !strings.Contains(err.Error(), "record: ") {
+		t.Errorf("%v", err)
+	}
+	r.nothingLeft("record", j.worker.Port)
 }
 
 // TestDeathMatrix lets the host die after every step, and before the undo of
