@@ -182,13 +182,13 @@ func (l *Launcher) List(ctx context.Context) ([]launch.Status, error) {
 	}
 	response, err := l.client.TaskService().List(ctx, &tasks.ListTasksRequest{})
 	if err != nil {
-		return nil, fmt.Errorf("list tasks: %w", family(err))
+		return nil, errors.Join(fmt.Errorf("list tasks: %w", family(err)), l.site.blameShims())
 	}
 	task := make(map[string]*tasktypes.Process)
 	for _, t := range response.Tasks {
 		task[t.ID] = t
 	}
-	list := make([]launch.Status, 0, len(created))
+	list, unsure := make([]launch.Status, 0, len(created)), false
 	for _, c := range created {
 		if c.Labels[labelRunner] == l.cfg.HostID || c.Labels[labelWarm] == l.cfg.HostID {
 			continue
@@ -199,10 +199,16 @@ func (l *Launcher) List(ctx context.Context) ([]launch.Status, error) {
 		// containerd forgets a task before it ends its shim, and does not end it at all
 		// when whoever asked for it dies in between.
 		s.Unsettled = ok || len(l.leftovers(s.Serial)) > 0
+		unsure = unsure || ok && t.Status == tasktypes.Status_UNKNOWN
 		if ok && alive(t) {
 			s.Running, s.PID = true, int(t.Pid)
 		}
 		list = append(list, s)
+	}
+	if unsure { // of what may well run, by a shim that does not answer
+		if err := l.site.blameShims(); err != nil {
+			return nil, fmt.Errorf("list tasks: %w", err)
+		}
 	}
 	slices.SortFunc(list, func(a, b launch.Status) int { return cmp.Compare(a.Serial, b.Serial) })
 	return list, nil

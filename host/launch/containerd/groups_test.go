@@ -1,6 +1,7 @@
 package containerd
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/dals-host/dals-host/host/launch/internal/pidfd"
 	"github.com/dals-host/dals-host/host/launch/launchtest"
+	"github.com/dals-host/dals-host/host/worker"
 )
 
 // daemons are the shims of a launcher's containerd.
@@ -205,4 +207,30 @@ func expectNoZombies(t *testing.T, of int) {
 		})
 		return zombies == 0
 	})
+}
+
+// TestStuckShim: a shim that does not answer is told of, its workers run on, others are
+// started and stopped, and once it is killed its own are started again.
+func TestStuckShim(t *testing.T) {
+	t.Parallel()
+	b := launchtest.NewBench(t, open)
+	g := b.Guest()
+	stuck := daemons(t, b)[0]
+	t.Cleanup(func() { _ = unix.Kill(stuck, unix.SIGCONT) }) // or nothing of it could be removed
+	if err := unix.Kill(stuck, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	other := b.Guest()
+	if s, err := b.Launcher.List(b.Context()); !errors.Is(err, worker.ErrUnavailable) || !strings.Contains(err.Error(), fmt.Sprintf("kill -KILL %d ", stuck)) {
+		t.Errorf("%v, %v", s, err)
+	}
+	g.Report() // it answers
+	b.Remove(other.Spec.Serial)
+	kill(t, stuck)
+	b.Wait(g.Spec.Serial)
+	b.Stop(g.Spec.Serial, 0)
+	if err := b.Launcher.Start(b.Context(), g.Spec.Serial); err != nil {
+		t.Fatal(err)
+	}
+	g.AwaitUp()
 }

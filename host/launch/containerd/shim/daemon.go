@@ -79,15 +79,17 @@ func inherited() (net.Listener, error) {
 // endIfEmpty ends the daemon when nobody is in its group and, by the lock, nobody
 // joins it.
 func (d *daemon) endIfEmpty(server *ttrpc.Server) {
+	g := groups{filepath.Dir(d.folder)}
+	unlock, err := g.lock() // before d.mu: who has it may ask the daemon something
+	if err == nil {
+		defer unlock()
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if len(d.all) > 0 {
 		return // its deletion asks again
 	}
-	g := groups{filepath.Dir(d.folder)}
-	unlock, err := g.lock()
 	if err == nil {
-		defer unlock()
 		err = g.remove(filepath.Base(d.folder))
 	}
 	if err != nil && !errors.Is(err, os.ErrNotExist) { // somebody is in it who has not come yet

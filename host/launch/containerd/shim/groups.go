@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"errors"
@@ -10,7 +11,12 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
+	task "github.com/containerd/containerd/api/runtime/task/v2"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/ttrpc"
 	"golang.org/x/sys/unix"
 )
 
@@ -84,7 +90,7 @@ func (g groups) lock() (unlock func(), err error) {
 	}
 }
 
-// join makes a container a member of a group that has room and whose daemon lives,
+// join makes a container a member of a group that has room and whose daemon answers,
 // or else of a new one, for which it calls daemon with its folder and its socket.
 func (g groups) join(id string, daemon func(folder string, listener *net.UnixListener) error) (socket string, err error) {
 	unlock, err := g.lock()
@@ -108,7 +114,7 @@ func (g groups) join(id string, daemon func(folder string, listener *net.UnixLis
 	return g.socket(group), member.Close()
 }
 
-// roomy is a group with room whose daemon lives, or "". Of those that are dead and
+// roomy is a group with room whose daemon answers, or "". Of those that are dead and
 // empty it deletes what is left.
 func (g groups) roomy() (found string, err error) {
 	all, err := g.list()
@@ -130,7 +136,9 @@ func (g groups) roomy() (found string, err error) {
 		switch lives, err := g.lives(group); {
 		case err != nil: // nobody knows
 		case lives && strings.HasPrefix(group, mounts+"-"):
-			found = group
+			if found == "" && Answers(g.folder(group)) {
+				found = group
+			}
 		case !lives && len(members) == 0:
 			if err := g.remove(group); err != nil {
 				return "", err
@@ -155,6 +163,24 @@ func (g groups) lives(group string) (bool, error) {
 		err = nil
 	}
 	return false, err
+}
+
+// answerTime is what a daemon that is well may need for an answer, on a busy machine.
+const answerTime = time.Second
+
+// Answers says whether the daemon of a group, named by the group's folder, is well: one
+// that is stopped or stuck still listens.
+func Answers(folder string) bool {
+	conn, err := net.Dial("unix", groups{filepath.Dir(folder)}.socket(filepath.Base(folder)))
+	if err != nil {
+		return false
+	}
+	client := ttrpc.NewClient(conn)
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), answerTime)
+	defer cancel()
+	_, err = task.NewTTRPCTaskClient(client).Connect(ctx, &task.ConnectRequest{}) // to no container
+	return errdefs.IsNotFound(errgrpc.ToNative(err))
 }
 
 // mountNamespace is the number of this process's, which containerd has started.

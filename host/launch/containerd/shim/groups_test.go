@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,15 +11,18 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	task "github.com/containerd/containerd/api/runtime/task/v2"
+	"github.com/containerd/ttrpc"
 )
 
-// fake is a state folder with groups whose daemons only listen.
+// fake is a state folder with groups whose daemons answer and have no containers.
 type fake struct {
 	groups
 	t  *testing.T
 	mu sync.Mutex
 	// daemons are those that live, by their group's folder.
-	daemons map[string]net.Listener
+	daemons map[string]*ttrpc.Server
 }
 
 func newFake(t *testing.T) *fake {
@@ -27,7 +31,7 @@ func newFake(t *testing.T) *fake {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &fake{groups: g, t: t, daemons: map[string]net.Listener{}}
+	f := &fake{groups: g, t: t, daemons: map[string]*ttrpc.Server{}}
 	t.Cleanup(func() {
 		for _, d := range f.daemons {
 			_ = d.Close()
@@ -46,11 +50,20 @@ func (f *fake) make(folder string, listener *net.UnixListener) error {
 		return err
 	}
 	defer socket.Close()
-	daemon, err := net.FileListener(socket)
+	inherited, err := net.FileListener(socket)
+	if err != nil {
+		return err
+	}
+	server, err := ttrpc.NewServer()
+	if err != nil {
+		return err
+	}
+	task.RegisterTTRPCTaskService(server, service{daemon: newDaemon(f.t)})
+	go func() { _ = server.Serve(context.Background(), inherited) }()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.daemons[folder] = daemon
-	return err
+	f.daemons[folder] = server
+	return nil
 }
 
 func (f *fake) mustJoin(id string) string {
@@ -138,6 +151,30 @@ func TestDeadGroup(t *testing.T) {
 	}
 	if group := f.groupOf("c1"); group != "" {
 		t.Errorf("c1 is in %s", group)
+	}
+}
+
+// TestStuckGroup: nobody joins a daemon that listens and does not answer.
+func TestStuckGroup(t *testing.T) {
+	f := newFake(t)
+	var stuck *os.File
+	t.Cleanup(func() { _ = stuck.Close() })
+	first, err := f.join("c1", func(_ string, listener *net.UnixListener) (err error) {
+		stuck, err = listener.File()
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if Answers(f.folder(f.groupOf("c1"))) {
+		t.Error("it answers")
+	}
+	second := f.mustJoin("c2")
+	if second == first {
+		t.Error("it joined a group whose daemon is stuck")
+	}
+	if third := f.mustJoin("c3"); third != second {
+		t.Error("it is not in the group whose daemon is well")
 	}
 }
 
