@@ -196,3 +196,85 @@ func TestMountComesBack(t *testing.T) {
 		}
 	})
 }
+
+// TestMountRestored: a worker of a host that was restored, or recovered, has the folder
+// that it was granted, and no other that is in its place.
+func TestMountRestored(t *testing.T) {
+	t.Parallel()
+	launchers(t, func(t *testing.T, h *host) {
+		newOutpost(t, h)
+		dir := album(t, "album")
+		w, err := h.forgeMounted("pics", dir+":/mnt/photos")
+		if err != nil {
+			t.Fatalf("%v\n%s", err, h.log)
+		}
+		plugin := filepath.Join(h.dir, "plugins", "dals-worker-wanderer") // which a backup does not have
+		binary, readErr := os.ReadFile(plugin)
+		pass, file := filepath.Join(t.TempDir(), "pass"), filepath.Join(t.TempDir(), "host.backup")
+		if err := errors.Join(readErr, os.WriteFile(pass, []byte("correct horse\n"), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		h.mustRun("backup", file, "--passphrase-file", pass)
+		h.lose()
+		h.mustRun("restore", file, "--passphrase-file", pass)
+		h.start()
+		h.awaitAlive(w)
+
+		h.eventually("the checkpoint covers all", h.published)
+		h.kill()
+		h.fold()
+		if err := os.Truncate(filepath.Join(h.dir, "registry.db"), 0); err != nil {
+			t.Fatal(err)
+		}
+		h.mustRun("recover")
+		h.start()
+		h.awaitAlive(w)
+
+		h.lose()
+		if err := errors.Join(os.Rename(dir, dir+" aside"), os.Mkdir(dir, 0o755)); err != nil {
+			t.Fatal(err)
+		}
+		h.mustRun("restore", file, "--passphrase-file", pass)
+		h.start()
+		h.eventually("it is not started with another folder", func() error {
+			if text := h.log.String(); !strings.Contains(text, "another folder than was granted") {
+				return errors.New("not yet")
+			}
+			return nil
+		})
+		if err := os.WriteFile(plugin, binary, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		h.eventually("it gets the folder where it is now", func() error {
+			_, err := h.client.Upgrade(t.Context(), client.UpgradeRequest{Worker: "pics", Mounts: []string{dir + " aside:/mnt/photos"}})
+			return err
+		})
+		h.awaitAlive(w)
+		h.eventually("it has its folder", func() error { // once the host takes envelopes
+			if text, err := h.take("/mnt/photos"); err != nil || !strings.Contains(text, "album") {
+				return fmt.Errorf("took %s, %w", text, err)
+			}
+			return nil
+		})
+	})
+}
+
+// awaitAlive waits until this host has heard of a worker, which starts with the folder
+// that it was granted or not at all.
+func (h *host) awaitAlive(w client.Worker) {
+	h.t.Helper()
+	h.eventually("it lives", func() error {
+		if got := h.worker(w.WorkerName); got.WorkerSerial != w.WorkerSerial || got.State != "live" || got.Heartbeat.Last.IsZero() || len(got.Grants) != 1 {
+			return fmt.Errorf("%+v", got)
+		}
+		return nil
+	})
+}
+
+// mustRun runs a command that has to succeed.
+func (h *host) mustRun(args ...string) {
+	h.t.Helper()
+	if _, stderr, code := h.run(args...); code != 0 {
+		h.t.Fatalf("%v: exit %d: %s", args, code, stderr)
+	}
+}

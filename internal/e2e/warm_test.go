@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -60,6 +61,36 @@ func TestWarm(t *testing.T) {
 	}
 	h.warm(0, append(others, nora)...)
 	h.start() // clean takes it down while it makes the next
+}
+
+// TestWarmElsewhere: under a containerd of the operator's, too, forges claim what is
+// kept warm, and it is removed by the next host and by down.
+func TestWarmElsewhere(t *testing.T) {
+	t.Parallel()
+	o := newOperators(t)
+	h := &host{t: t, launcher: "containerd", flags: []string{"--containerd", o.address, "--warm", "template=1"}}
+	h.setup()
+	h.awaitWarm(1)
+	containers := func() []string { return o.list("dals-"+h.id, "containers") }
+	first := containers()
+	nora := h.forge("nora", "template")
+	if len(first) != 1 || nora.WorkerSerial != first[0] {
+		t.Errorf("forged %s, kept warm were %v", nora.WorkerSerial, first)
+	}
+	h.mustSend("nora", "template.echo", map[string]string{"message": "hello"})
+	h.awaitWarm(2)
+	second := containers()
+	h.kill()
+	h.start()
+	h.awaitWarm(3)
+	if now := containers(); len(second) != 2 || len(now) != 2 || slices.Equal(second, now) || !slices.Contains(now, nora.WorkerSerial) {
+		t.Errorf("there are %v, the host that was killed had %v", now, second)
+	}
+	h.mustSend("nora", "template.echo", map[string]string{"message": "again"})
+	h.down()
+	if left := o.list("default", "namespaces"); slices.Contains(left, "dals-"+h.id) {
+		t.Errorf("left: %v", left)
+	}
 }
 
 // warm waits until what runs for the host beside these workers is n containers that
