@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -19,12 +20,7 @@ import (
 // is elsewhere. It gives the worker's spec and the container's first process.
 func warm(t *testing.T, b *launchtest.Bench) (launch.Spec, uint32) {
 	t.Helper()
-	spec := b.Spec()
-	early := spec
-	early.Dir = filepath.Join(b.Config.DataDir, "workers", ".warm", string(spec.Serial))
-	if err := errors.Join(os.MkdirAll(filepath.Dir(early.Dir), 0o700), os.Rename(spec.Dir, early.Dir)); err != nil {
-		t.Fatal(err)
-	}
+	spec, early := elsewhere(t, b)
 	if err := b.Launcher.Warm(b.Context(), early); err != nil {
 		t.Fatal(err)
 	}
@@ -32,6 +28,18 @@ func warm(t *testing.T, b *launchtest.Bench) (launch.Spec, uint32) {
 		t.Fatal(err)
 	}
 	return spec, first(t, b, spec.Serial)
+}
+
+// elsewhere is a worker's spec, and the same while its folder is not in its place yet.
+func elsewhere(t *testing.T, b *launchtest.Bench) (spec, early launch.Spec) {
+	t.Helper()
+	spec = b.Spec()
+	early = spec
+	early.Dir = filepath.Join(b.Config.DataDir, "workers", ".warm", string(spec.Serial))
+	if err := errors.Join(os.MkdirAll(filepath.Dir(early.Dir), 0o700), os.Rename(spec.Dir, early.Dir)); err != nil {
+		t.Fatal(err)
+	}
+	return spec, early
 }
 
 // first is the first process of a container.
@@ -141,4 +149,35 @@ func TestWarmIsNobodys(t *testing.T) {
 	}
 	b.Start(left) // its serial is as good as any other
 	warm(t, b)    // Down has something to remove
+}
+
+// TestContainerdDiesWhileWarming: whatever of a container was made, it can be claimed
+// or it is removed, when containerd is there again.
+func TestContainerdDiesWhileWarming(t *testing.T) {
+	t.Parallel()
+	b := launchtest.NewBench(t, open)
+	b.Remove(b.Guest().Spec.Serial) // the image and a shim
+	for _, after := range []time.Duration{0, 2 * time.Millisecond, 5 * time.Millisecond, 10 * time.Millisecond, 20 * time.Millisecond, 40 * time.Millisecond} {
+		spec, early := elsewhere(t, b)
+		warmed := make(chan error, 1)
+		go func() { warmed <- b.Launcher.Warm(b.Context(), early) }()
+		time.Sleep(after) // where it is then is as it comes
+		kill(t, containerdPID(t, b))
+		err := <-warmed
+		launchtest.Eventually(t, "containerd is back", func() bool {
+			_, err := b.Launcher.List(b.Context())
+			return err == nil
+		})
+		if err == nil {
+			if err := os.Rename(early.Dir, spec.Dir); err != nil {
+				t.Fatal(err)
+			}
+			b.Start(spec).Report()
+		}
+		t.Logf("after %s: %v", after, err)
+		b.Remove(spec.Serial)
+		if paths := launcher(b).leftovers(spec.Serial); len(paths) > 0 {
+			t.Errorf("after %s left: %q", after, paths)
+		}
+	}
 }
