@@ -1,13 +1,14 @@
 package sdk
 
 import (
-	"runtime/debug"
 	"time"
+
+	"github.com/dals-host/dals-host/sdk/idle"
 )
 
 // rest gives the machine the memory that the worker does not need, again and again
 // while it has no task: many idle workers share a machine, Go keeps what each has once
-// used, and signs of life use some. It costs about 2 ms of CPU each time.
+// used, and signs of life use some.
 func (r *runner) rest() {
 	ticker := time.NewTicker(r.typ.bounds.rest)
 	defer ticker.Stop()
@@ -19,7 +20,7 @@ func (r *runner) rest() {
 		}
 		inFlight, done, failed := r.desk.counts()
 		if finished := done + failed; inFlight == 0 && finished == before {
-			debug.FreeOSMemory()
+			idle.GiveBack()
 		} else {
 			before = finished
 		}

@@ -21,7 +21,7 @@ var layers = slices.Concat(
 		{"host/worker/...", nil, "the words of the domain are a leaf that every layer can speak"},
 		{"host/internal/...", []string{"host/internal/...", "host/worker"}, "small mechanisms below everything else in the host"},
 		{"host/launch/process/...", launcher("process"), "a launcher knows the interface, never another launcher"},
-		{"host/launch/containerd/shim", []string{"host/launch/internal/..."}, "each shim is a process for sixteen workers: it has what it needs, and nothing of the host"},
+		{"host/launch/containerd/shim", []string{"host/launch/internal/...", "sdk/idle"}, "each shim is a process for sixteen workers: it has what it needs, and nothing of the host"},
 		{"host/launch/containerd/...", launcher("containerd"), "a launcher knows the interface, never another launcher"},
 		{"host/launch/launchtest/...", launcher("launchtest"), "the contract suite runs on any launcher, so it knows none"},
 	},

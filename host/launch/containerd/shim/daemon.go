@@ -17,11 +17,17 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/dals-host/dals-host/sdk/idle"
 )
 
 // linger is how long a daemon stays whose group is empty: the next container is
 // often not far.
 const linger = 2 * time.Second
+
+// rest is the time between two times that a daemon gives back memory: of most daemons
+// nobody wants anything.
+const rest = 30 * time.Second
 
 // daemon is the parent of a group's containers.
 type daemon struct {
@@ -59,6 +65,11 @@ func serve(c command) error {
 	}()
 	task.RegisterTTRPCTaskService(server, service{daemon: d})
 	debug.SetGCPercent(50) // there is little to collect, and what there is stays
+	go func() {
+		for range time.Tick(rest) {
+			idle.GiveBack()
+		}
+	}()
 	err = server.Serve(context.Background(), listener)
 	if errors.Is(err, ttrpc.ErrServerClosed) {
 		return nil
