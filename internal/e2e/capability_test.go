@@ -36,24 +36,31 @@ func newOutpost(t *testing.T, h *host) outpost {
 	t.Cleanup(server.Close)
 	o := outpost{address: server.Listener.Addr().String(), url: server.URL}
 	o.ca = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}))
-	file := filepath.Join(t.TempDir(), "dals-worker-wanderer")
-	build := exec.Command("go", "build", "-o", file, "-ldflags", "-X 'main.asks="+o.grant()+" egress:"+nowhere+":443 call:template call:wanderer ingress:hooks mount:/mnt/photos mount:/mnt/fixed mount:/mnt/inbox'", "github.com/dals-host/dals-host/internal/e2e/wanderer")
+	h.dropWanderer(o.grant(), "egress:"+nowhere+":443", "call:template", "call:wanderer", "ingress:hooks", "mount:/mnt/photos", "mount:/mnt/fixed", "mount:/mnt/inbox")
+	return o
+}
+
+// dropWanderer builds a wanderer that asks for capabilities and drops it into the
+// host.
+func (h *host) dropWanderer(asks ...string) {
+	h.t.Helper()
+	file := filepath.Join(h.t.TempDir(), "dals-worker-wanderer")
+	build := exec.Command("go", "build", "-o", file, "-ldflags", "-X 'main.asks="+strings.Join(asks, " ")+"'", "github.com/dals-host/dals-host/internal/e2e/wanderer")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if text, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, text)
+		h.t.Fatalf("%v\n%s", err, text)
 	}
 	data, err := os.ReadFile(file)
 	if err != nil {
-		t.Fatal(err)
+		h.t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(h.dir, "plugins", "dals-worker-wanderer"), data, 0o755); err != nil {
-		t.Fatal(err)
+		h.t.Fatal(err)
 	}
 	h.eventually("wanderer registered", func() error {
-		_, err := h.client.Type(t.Context(), "wanderer")
+		_, err := h.client.Type(h.t.Context(), "wanderer")
 		return err
 	})
-	return o
 }
 
 func (o outpost) grant() string { return "egress:" + o.address }

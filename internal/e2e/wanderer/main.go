@@ -4,12 +4,15 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
@@ -30,8 +33,13 @@ const patience = 3 * time.Second
 
 type fetch struct {
 	URL string `json:"url"`
-	CA  string `json:"ca"`  // PEM
-	SDK bool   `json:"sdk"` // by the sdk's dialer
+	CA  string `json:"ca,omitempty"`  // PEM
+	SDK bool   `json:"sdk,omitempty"` // by the sdk's dialer
+}
+
+type post struct {
+	URL  string `json:"url"`
+	Size int64  `json:"size"` // bytes
 }
 
 type text struct {
@@ -59,6 +67,8 @@ func main() {
 		Capabilities: strings.Fields(asks),
 		Tasks: []sdk.Task{
 			sdk.Func("wanderer.fetch", "Fetches a URL.", get),
+			sdk.Func("wanderer.exchange", "Posts bytes to a URL that answers with the same.", exchange),
+			sdk.Func("wanderer.outlast", "Reads a connection to its end, and writes only then.", outlast),
 			sdk.Func("wanderer.grants", "Says what it was granted.", grants),
 			sdk.Func("wanderer.put", "Writes a file of a folder that it was granted.", put),
 			sdk.Func("wanderer.take", "Reads a file of a folder that it was granted.", take),
@@ -94,6 +104,44 @@ func get(ctx context.Context, in fetch) (text, error) {
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
 	return text{string(body)}, err
+}
+
+// exchange says whether what came back is what it has sent.
+func exchange(ctx context.Context, in post) (text, error) {
+	out, back := sha256.New(), sha256.New()
+	body := io.TeeReader(io.LimitReader(rand.NewChaCha8([32]byte{}), in.Size), out)
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, in.URL, body)
+	if err != nil {
+		return text{}, err
+	}
+	transport := &http.Transport{}
+	defer transport.CloseIdleConnections()
+	resp, err := (&http.Client{Transport: transport}).Do(request)
+	if err != nil {
+		return text{}, err
+	}
+	defer resp.Body.Close()
+	n, err := io.Copy(back, resp.Body)
+	if !bytes.Equal(out.Sum(nil), back.Sum(nil)) {
+		err = errors.Join(err, errors.New("other bytes came back"))
+	}
+	return text{fmt.Sprint(n)}, err
+}
+
+func outlast(ctx context.Context, in text) (text, error) {
+	c, err := (&net.Dialer{}).DialContext(ctx, "tcp", in.Text)
+	if err != nil {
+		return text{}, err
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(5 * patience)); err != nil {
+		return text{}, err
+	}
+	said, err := io.ReadAll(c)
+	if err == nil {
+		_, err = io.WriteString(c, "the last word")
+	}
+	return text{string(said)}, err
 }
 
 func grants(ctx context.Context, _ struct{}) (list, error) {
