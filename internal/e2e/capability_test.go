@@ -3,6 +3,7 @@ package e2e
 import (
 	"encoding/base64"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -40,12 +41,17 @@ func newOutpost(t *testing.T, h *host) outpost {
 	return o
 }
 
-// dropWanderer builds a wanderer that asks for capabilities and drops it into the
-// host.
+// dropWanderer builds the first wanderer, which asks for capabilities, and drops it
+// into the host.
 func (h *host) dropWanderer(asks ...string) {
 	h.t.Helper()
+	h.dropWandererOf("1.0.0", asks...)
+}
+
+func (h *host) dropWandererOf(version string, asks ...string) {
+	h.t.Helper()
 	file := filepath.Join(h.t.TempDir(), "dals-worker-wanderer")
-	build := exec.Command("go", "build", "-o", file, "-ldflags", "-X 'main.asks="+strings.Join(asks, " ")+"'", "github.com/dals-host/dals-host/internal/e2e/wanderer")
+	build := exec.Command("go", "build", "-o", file, "-ldflags", "-X 'main.asks="+strings.Join(asks, " ")+"' -X main.version="+version, "github.com/dals-host/dals-host/internal/e2e/wanderer")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if text, err := build.CombinedOutput(); err != nil {
 		h.t.Fatalf("%v\n%s", err, text)
@@ -54,11 +60,14 @@ func (h *host) dropWanderer(asks ...string) {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(h.dir, "plugins", "dals-worker-wanderer"), data, 0o755); err != nil {
+	if err := os.WriteFile(filepath.Join(h.dir, "plugins", "dals-worker-wanderer-"+version), data, 0o755); err != nil {
 		h.t.Fatal(err)
 	}
-	h.eventually("wanderer registered", func() error {
-		_, err := h.client.Type(h.t.Context(), "wanderer")
+	h.eventually("wanderer "+version+" registered", func() error {
+		types, err := h.client.Types(h.t.Context())
+		if err == nil && !slices.ContainsFunc(types, func(t client.Type) bool { return t.Name == "wanderer" && t.Version == version }) {
+			err = errors.New("it is not")
+		}
 		return err
 	})
 }

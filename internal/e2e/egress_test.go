@@ -59,8 +59,8 @@ func (h *host) forgeOnline(name string, places ...string) (made client.Worker) {
 	return made
 }
 
-// fetch has a worker fetch a URL, by net/http as it is or by the SDK's dialer.
-func (h *host) fetch(name, url string, bySDK bool) (string, error) {
+// visit has a worker fetch a URL, by net/http as it is or by the SDK's dialer.
+func (h *host) visit(name, url string, bySDK bool) (string, error) {
 	h.t.Helper()
 	said, err := h.send(name, "wanderer.fetch", map[string]any{"url": url, "sdk": bySDK})
 	return string(said.Result), err
@@ -126,10 +126,10 @@ func TestEgressByName(t *testing.T) {
 			"home": {"http://shop.example/", "http://other.example/", "http://" + public + "/"},
 		} {
 			for _, url := range urls {
-				if said, err := h.fetch(name, url, false); !says(err, "no such host", "unreachable", "refused") {
+				if said, err := h.visit(name, url, false); !says(err, "no such host", "unreachable", "refused") {
 					t.Errorf("%s fetched %s: %s, %v", name, url, said, err)
 				}
-				if said, err := h.fetch(name, url, true); err == nil || !strings.Contains(err.Error(), "not_granted") {
+				if said, err := h.visit(name, url, true); err == nil || !strings.Contains(err.Error(), "not_granted") {
 					t.Errorf("%s by the sdk fetched %s: %s, %v", name, url, said, err)
 				}
 			}
@@ -222,7 +222,7 @@ func TestEgressToPrivate(t *testing.T) {
 	h.reached("http://both.example/", "the shop")
 	h.refusedBoth("http://both.example:81/", "egress_unreachable") // nobody listens at the public one
 	n.web("10.66.0.1:82", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "the cellar") })
-	if said, err := h.fetch("far", "http://10.66.0.1:82/", true); err != nil || !strings.Contains(said, "the cellar") {
+	if said, err := h.visit("far", "http://10.66.0.1:82/", true); err != nil || !strings.Contains(said, "the cellar") {
 		t.Errorf("granted by address: %s, %v", said, err)
 	}
 	for _, trap := range traps {
@@ -252,7 +252,7 @@ func TestEgressToPrivate(t *testing.T) {
 // reached: the worker far reads a text at a URL.
 func (h *host) reached(url, text string) {
 	h.t.Helper()
-	if said, err := h.fetch("far", url, false); err != nil || !strings.Contains(said, text) {
+	if said, err := h.visit("far", url, false); err != nil || !strings.Contains(said, text) {
 		h.t.Errorf("%s: %s, %v", url, said, err)
 	}
 }
@@ -261,10 +261,10 @@ func (h *host) reached(url, text string) {
 // by the SDK, which knows why.
 func (h *host) refusedBoth(url, code string) {
 	h.t.Helper()
-	if said, err := h.fetch("far", url, false); !says(err, "reset") {
+	if said, err := h.visit("far", url, false); !says(err, "reset") {
 		h.t.Errorf("%s: %s, %v", url, said, err)
 	}
-	if said, err := h.fetch("far", url, true); err == nil || !strings.Contains(err.Error(), code) {
+	if said, err := h.visit("far", url, true); err == nil || !strings.Contains(err.Error(), code) {
 		h.t.Errorf("%s by the sdk: %s, %v", url, said, err)
 	}
 }
@@ -314,7 +314,7 @@ func TestEgressBytes(t *testing.T) {
 		t.Errorf("of the silent: %s, %v", said.Result, err)
 	}
 	h.closedTo(w.WorkerSerial, name+":83", silent, "closed", "aborted")
-	if _, err := h.fetch("far", "http://"+name+":82/", false); err != nil {
+	if _, err := h.visit("far", "http://"+name+":82/", false); err != nil {
 		t.Error(err)
 	}
 	h.endedEarly(w.WorkerSerial, endless)

@@ -26,8 +26,11 @@ import (
 	"github.com/dals-host/dals-host/sdk"
 )
 
-// asks are capabilities, with a space between; set by the linker.
-var asks string
+// Set by the linker.
+var (
+	asks    string // capabilities, with a space between
+	version = "1.0.0"
+)
 
 const patience = 3 * time.Second
 
@@ -63,7 +66,7 @@ type call struct {
 
 func main() {
 	sdk.Serve(sdk.Type{
-		Name: "wanderer", Version: "1.0.0", Family: "WD", Summary: "Tries to get out.",
+		Name: "wanderer", Version: version, Family: "WD", Summary: "Tries to get out.",
 		Capabilities: strings.Fields(asks),
 		Tasks: []sdk.Task{
 			sdk.Func("wanderer.fetch", "Fetches a URL.", get),
