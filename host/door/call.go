@@ -67,10 +67,10 @@ func (o *door) pick(w http.ResponseWriter, r *http.Request) error {
 func (o *door) mayCall(typeName string) error {
 	may := capability.Capability{Kind: capability.Call, Name: typeName}.String()
 	if !slices.Contains(o.worker.Grants, may) {
-		return worker.Refuse(CallNotGranted, "call:%.80q is not granted to this worker", typeName)
+		return o.refuse(CallNotGranted, "call:%.80q is not granted to this worker", typeName)
 	}
 	if !o.calls.Allow() {
-		return worker.Refuse(CallRateLimited, "more than %d calls a second", callRate)
+		return o.refuse(CallRateLimited, "more than %d calls a second", callRate)
 	}
 	return nil
 }
@@ -79,11 +79,11 @@ func (o *door) mayCall(typeName string) error {
 // for the gate to say: it sees who is called.
 func (o *door) call(w http.ResponseWriter, r *http.Request) error {
 	if !slices.ContainsFunc(o.worker.Grants, func(g string) bool { return strings.HasPrefix(g, string(capability.Call)+":") }) {
-		return worker.Refuse(CallNotGranted, "nobody may be called by this worker")
+		return o.refuse(CallNotGranted, "nobody may be called by this worker")
 	}
 	request, err := readCall(w, r)
 	if err != nil {
-		return worker.Refuse(CallMalformed, "%v", err)
+		return o.refuse(CallMalformed, "%v", err)
 	}
 	// The task's own time bounds the wait.
 	conn := http.NewResponseController(w)
@@ -140,6 +140,18 @@ func readTask(text string) (id string, attempt uint32, err error) {
 	return id, uint32(n), nil
 }
 
+// refuse refuses a call before the gate has seen it, and counts that.
+func (o *door) refuse(code, format string, args ...any) error {
+	no := worker.Refuse(code, format, args...)
+	o.refusals.add(no)
+	return no
+}
+
+// isCall says whether a code is one of those that a door refuses calls with.
+func isCall(code string) bool {
+	return code == CallNotGranted || code == CallRateLimited || code == CallMalformed
+}
+
 // denyCall says no to a call. The gate has recorded what it refused.
 func (o *door) denyCall(w http.ResponseWriter, err error) {
 	code, status, reason := "unavailable", http.StatusServiceUnavailable, err.Error()
@@ -151,9 +163,6 @@ func (o *door) denyCall(w http.ResponseWriter, err error) {
 		code, status = "deadline_exceeded", http.StatusGatewayTimeout
 	case errors.Is(err, worker.ErrInvalid):
 		code, status = CallMalformed, http.StatusBadRequest
-	}
-	if refused && (code == CallNotGranted || code == CallRateLimited || code == CallMalformed) {
-		o.traffic.refused.Add(1)
 	}
 	w.Header().Set(wire.DoorCode, code)
 	http.Error(w, reason, status)

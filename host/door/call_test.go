@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/dals-host/dals-host/host/record"
 	"github.com/dals-host/dals-host/host/worker"
 	"github.com/dals-host/dals-host/sdk/envelope"
 	hostv1 "github.com/dals-host/dals-host/sdk/proto/host/v1"
@@ -104,6 +105,17 @@ func TestCalls(t *testing.T) {
 	if got := r.doors.Traffic(nora).Refused; got != 8 {
 		t.Errorf("%d refused", got)
 	}
+	r.doors.summarize(t.Context())
+	said := map[string]uint64{}
+	for _, e := range r.recorded(record.RefusedSummary) {
+		if e.Refusal.Peer != "worker "+string(nora) || e.Refusal.Reason == "" {
+			t.Errorf("%+v", e.Refusal)
+		}
+		said[e.Refusal.Code] += e.Refusal.Count
+	}
+	if said[CallNotGranted] != 1 || said[CallMalformed] != 7 || len(said) != 2 {
+		t.Errorf("recorded %v", said)
+	}
 }
 
 // TestRefusedCalls: the reason and the code reach who called.
@@ -114,6 +126,7 @@ func TestRefusedCalls(t *testing.T) {
 	r.open(r.worker("call:template"))
 	task := map[string]string{wire.DoorTask: "some-id/3"}
 	for code, err := range map[string]error{
+		CallNotGranted:      worker.Refuse(CallNotGranted, "by the gate"), // which has recorded it
 		"call_too_deep":     worker.Refuse("call_too_deep", "too deep"),
 		"deadline_exceeded": fmt.Errorf("no answer: %w", worker.ErrDeadline),
 		"unavailable":       fmt.Errorf("no space: %w", worker.ErrUnavailable),
@@ -122,6 +135,12 @@ func TestRefusedCalls(t *testing.T) {
 		if _, got, text := r.put("POST", "/calls", task, nil); got != code || text == "" {
 			t.Errorf("%s: %q %q", code, got, text)
 		}
+	}
+	r.doors.summarize(t.Context())
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.entries) != 0 {
+		t.Errorf("recorded again: %+v", r.entries)
 	}
 }
 

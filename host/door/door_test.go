@@ -236,6 +236,24 @@ func TestUnrecorded(t *testing.T) {
 	}
 }
 
+// TestRefusalsUnrecorded: what cannot be told of now is told of with the next.
+func TestRefusalsUnrecorded(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, "egress:127.0.0.1:1")
+	for i, broken := range []error{errBroken, nil} {
+		r.mu.Lock()
+		r.broken = broken
+		r.mu.Unlock()
+		if _, _, code := r.ask(fmt.Sprintf("127.0.0.1:%d", i+2), ""); code != EgressNotGranted {
+			t.Errorf("%q", code)
+		}
+		r.doors.summarize(t.Context())
+	}
+	if said := r.recorded(record.EgressRefused); len(said) != 1 || said[0].Refusal.Count != 2 || !strings.Contains(said[0].Refusal.Reason, "127.0.0.1:2") {
+		t.Errorf("%+v", said)
+	}
+}
+
 // TestIdle: who says nothing for long is hung up on.
 func TestIdle(t *testing.T) {
 	t.Parallel()

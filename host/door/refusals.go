@@ -30,27 +30,40 @@ func (r *refusals) add(no *worker.Refusal) {
 	r.door.traffic.refused.Add(1)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	c := r.counts[no.Code]
-	if c.n == 0 {
-		c.first = no.Reason[:min(len(no.Reason), maxReason)]
-	}
-	c.n++
-	r.counts[no.Code] = c
+	r.count(no.Code, refused{1, no.Reason[:min(len(no.Reason), maxReason)]})
 }
 
-// summarize writes one entry for each code that there was.
+// count counts more of a code. The caller holds mu.
+func (r *refusals) count(code string, more refused) {
+	if c, ok := r.counts[code]; ok {
+		more = refused{c.n + more.n, c.first}
+	}
+	r.counts[code] = more
+}
+
+// summarize writes one entry for each code that there was. What cannot be written
+// is counted on: the next one has it.
 func (r *refusals) summarize(ctx context.Context) {
 	r.mu.Lock()
 	counts := r.counts
 	r.counts = map[string]refused{}
 	r.mu.Unlock()
 	for code, c := range counts {
-		_, err := r.door.Recorder.Record(ctx, record.Entry{
-			At: time.Now(), Kind: record.EgressRefused, Worker: record.NameOf(r.door.worker),
-			Refusal: &record.RefusalFields{Code: code, Reason: c.first, Count: c.n},
-		})
-		if err != nil {
-			r.door.Logger.Warn("refused connections not recorded", "serial", r.door.worker.Serial, "code", code, "count", c.n, "error", err)
+		if _, err := r.door.Recorder.Record(ctx, r.entry(code, c)); err != nil {
+			r.door.Logger.Warn("refusals at a door not recorded", "serial", r.door.worker.Serial, "code", code, "count", c.n, "error", err)
+			r.mu.Lock()
+			r.count(code, c)
+			r.mu.Unlock()
 		}
 	}
+}
+
+// entry is that of connections, or of calls that did not get as far as the gate,
+// which records those that it refuses itself.
+func (r *refusals) entry(code string, c refused) record.Entry {
+	e := record.Entry{At: time.Now(), Kind: record.EgressRefused, Worker: record.NameOf(r.door.worker), Refusal: &record.RefusalFields{Code: code, Reason: c.first, Count: c.n}}
+	if isCall(code) {
+		e.Kind, e.Worker, e.Refusal.Peer = record.RefusedSummary, nil, "worker "+string(r.door.worker.Serial)
+	}
+	return e
 }

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/dals-host/dals-host/host/record"
 	"github.com/dals-host/dals-host/sdk/client"
 )
 
@@ -49,7 +50,25 @@ func TestGrantsOverTime(t *testing.T) {
 			h.next(h.kill)
 			u.may("ingress:hooks")
 		}
+		u.told()
 	})
+}
+
+// told: what the worker was refused since its host was killed is in the record.
+func (u uses) told() {
+	u.t.Helper()
+	if _, stderr, code := u.run("stop", "far"); code != 0 {
+		u.t.Fatalf("stop: exit %d: %s", code, stderr)
+	}
+	n := u.count(func(e record.Entry) bool {
+		return e.Kind == record.RefusedSummary && e.Refusal.Code == "call_not_granted" && e.Refusal.Peer == "worker "+u.worker.WorkerSerial && e.Refusal.Count == 1
+	})
+	if n == 0 {
+		u.t.Error("the refused call is not recorded")
+	}
+	if refused := u.entriesOf(u.worker.WorkerSerial, record.EgressRefused); len(refused) == 0 || refused[len(refused)-1].Refusal.Code != "egress_not_granted" {
+		u.t.Errorf("refused %+v", refused)
+	}
 }
 
 // may: the worker was granted this, which works, and nothing else does.
