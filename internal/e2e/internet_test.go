@@ -138,7 +138,7 @@ func (n *internet) listen(address string) *passing {
 		p.Listener, err = net.Listen("tcp", address)
 		return err
 	})
-	n.t.Cleanup(func() { _ = p.Listener.Close() })
+	n.t.Cleanup(func() { _ = p.Close() })
 	return p
 }
 
@@ -172,7 +172,7 @@ func (n *internet) serve(address string, do func(counted)) *passing {
 			})
 		}
 	})
-	n.t.Cleanup(func() { _ = p.Listener.Close(); served.Wait() })
+	n.t.Cleanup(func() { _ = p.Close(); served.Wait() })
 	return p
 }
 
