@@ -77,10 +77,25 @@ func (b backend) idleStrays(ctx context.Context) (found []waste, _ error) {
 		}
 		found = append(found, waste{
 			control.Garbage{Kind: "container", Name: string(serial), Reason: "the registry does not know it, and it does not run"},
-			func() error { return b.launcher.Remove(ctx, serial) },
+			func() error { return b.removeIdle(ctx, serial) },
 		})
 	}
 	return found, nil
+}
+
+// removeIdle removes a stray, which kills what runs in it: only that it did not run
+// when it was found is too old a reason.
+func (b backend) removeIdle(ctx context.Context, serial worker.Serial) error {
+	created, err := b.launcher.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, s := range created {
+		if s.Serial == serial && s.Running {
+			return fmt.Errorf("it has been started meanwhile, and is left alone: %w", worker.ErrConflict)
+		}
+	}
+	return b.launcher.Remove(ctx, serial)
 }
 
 // degraded tells of the strays.
