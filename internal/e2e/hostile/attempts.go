@@ -42,9 +42,15 @@ var attempts = map[string]func(args []string) error{
 	"addresses":   addresses,
 	"fork bomb":   forkBomb,
 	"open files":  openFiles,
-	"fill":        fill,
+	"grow":        grow,
 	"fill files":  fillFiles,
+	"fill parts":  fillParts,
 	"fill hidden": fillHidden,
+	"status":      status,
+	"burn":        burn,
+	"allocate":    func(a []string) error { _, err := allocate(context.Background(), amount{number(a[0])}); return err },
+
+	"many processes": manyProcesses,
 }
 
 func number(text string) int {
@@ -218,6 +224,35 @@ func forkBomb([]string) error {
 	}
 }
 
+// manyProcesses makes no more children than it is told, which stay until it ends.
+func manyProcesses(a []string) error {
+	for range number(a[0]) {
+		child := exec.Command("/proc/self/exe", "try", "sleep")
+		if err := child.Start(); err != nil {
+			return err
+		}
+		defer func() {
+			_ = child.Process.Kill()
+			_ = child.Wait()
+		}()
+	}
+	return nil
+}
+
+// status is what the kernel says of this process under a word.
+func status(a []string) error {
+	text, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(text)) {
+		if value, ok := strings.CutPrefix(line, a[0]+":"); ok {
+			return errors.New(strings.TrimSpace(value))
+		}
+	}
+	return errNothing
+}
+
 func openFiles([]string) error {
 	for n := 0; ; n++ {
 		if _, err := unix.Open("/proc/self/exe", unix.O_RDONLY, 0); err != nil {
@@ -229,15 +264,21 @@ func openFiles([]string) error {
 	}
 }
 
-// fill writes to one file: arguments are its path and how many MiB.
-func fill(a []string) error {
+// grow makes one file longer, without writing to it: its path, and how many MiB.
+func grow(a []string) error {
 	f, err := os.OpenFile(a[0], os.O_WRONLY|os.O_CREATE, 0o600)
 	if err != nil {
 		return err
 	}
-	chunk := bytes.Repeat([]byte{'x'}, 1<<20)
-	for range number(a[1]) {
-		if _, err := f.Write(chunk); err != nil {
+	defer f.Close()
+	return f.Truncate(int64(number(a[1])) << 20)
+}
+
+// fillParts writes to files of half a MiB each: a folder, and how many MiB.
+func fillParts(a []string) error {
+	half := bytes.Repeat([]byte{'x'}, 1<<19)
+	for i := range 2 * number(a[1]) {
+		if err := os.WriteFile(filepath.Join(a[0], strconv.Itoa(i)), half, 0o600); err != nil {
 			return err
 		}
 	}
@@ -256,8 +297,8 @@ func fillFiles(a []string) error {
 	return nil
 }
 
-// fillHidden takes space for files that have no name any more: a folder, and how
-// many MiB.
+// fillHidden takes space for files that have no name any more: a folder, how many
+// MiB, and for how many seconds.
 func fillHidden(a []string) error {
 	const each = 256
 	for i := range number(a[1]) / each {
@@ -270,6 +311,6 @@ func fillHidden(a []string) error {
 			return err
 		}
 	}
-	time.Sleep(15 * time.Second) // what it has open is its hold on the disk
+	time.Sleep(time.Duration(number(a[2])) * time.Second) // what it has open is its hold on the disk
 	return nil
 }

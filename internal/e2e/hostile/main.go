@@ -1,6 +1,7 @@
 // Command hostile is a worker type that tries to get out of its cage, one attempt
 // a process, and says how far it came. Run by hand as "hostile try NAME ARG..." it
-// makes the same attempt where nothing confines it: the control of the test. It
+// makes the same attempt where nothing confines it: the control of the test. A copy
+// with attempts after its last newline makes them while it is probed, see probe. It
 // exists for the tests of internal/e2e only.
 package main
 
@@ -38,12 +39,16 @@ func main() {
 		fmt.Println(tell(try(os.Args[2], os.Args[3:])))
 		return
 	}
+	if told := readProbe(); told != nil {
+		told.serve()
+		return
+	}
 	sdk.Serve(sdk.Type{
 		Name: "hostile", Version: "1.0.0", Family: "HS", Summary: "Tries to get out of its cage.",
 		Tasks: []sdk.Task{
 			sdk.Func("hostile.try", "Makes one attempt in a process of its own.", inChild),
 			sdk.Func("hostile.allocate", "Fills n MiB of memory.", allocate),
-			sdk.Func("hostile.spin", "Keeps 8 threads busy for n ms.", spin),
+			sdk.Func("hostile.spin", "Keeps 8 threads busy for n ms.", func(_ context.Context, in amount) (outcome, error) { spin(in.N); return outcome{"ok"}, nil }),
 			sdk.Func("hostile.ping", "Answers.", func(context.Context, amount) (outcome, error) { return outcome{"ok"}, nil }),
 		},
 	})
