@@ -247,11 +247,16 @@ func TestMachineRebooted(t *testing.T) {
 		forgetMemory(t, h)
 		h.start()
 		s.outlived(1)
+		if h.launcher == "containerd" {
+			if left := h.stateLinks(); len(left) > 0 {
+				t.Errorf("still lead to nothing: %v", left)
+			}
+		}
 	})
 }
 
-// forgetMemory does to files what a boot does: /run and cgroups are empty, and
-// what tells of the boot tells of an earlier one.
+// forgetMemory does to files what a boot does: /run, /dev/shm and cgroups are empty,
+// and what tells of the boot tells of an earlier one.
 func forgetMemory(t *testing.T, h *host) {
 	t.Helper()
 	if h.launcher != "containerd" {
@@ -260,6 +265,35 @@ func forgetMemory(t *testing.T, h *host) {
 	if err := os.WriteFile(filepath.Join(h.dir, "containerd", "boot"), []byte("earlier"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	h.forgetGroups()
+	for _, socket := range h.shimSockets() {
+		if err := os.Remove(socket); err != nil {
+			t.Fatal(err)
+		}
+	}
+	forgotten := 0
+	for _, root := range []string{"/run", "/dev/shm"} {
+		found, err := filepath.Glob(filepath.Join(root, "dals-"+h.id+"*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, dir := range found {
+			if err := os.RemoveAll(dir); err != nil {
+				t.Fatal(err)
+			}
+			forgotten++
+		}
+	}
+	if dangling := h.stateLinks(); forgotten > 0 && len(dangling) == 0 {
+		t.Errorf("%d folders are gone from memory, and nothing led there", forgotten)
+	} else {
+		t.Logf("%d folders in memory are gone, links to nothing: %v", forgotten, dangling)
+	}
+}
+
+// forgetGroups deletes the cgroups of the host's workers.
+func (h *host) forgetGroups() {
+	h.t.Helper()
 	var groups []string
 	_ = filepath.WalkDir("/sys/fs/cgroup", func(path string, d fs.DirEntry, err error) error {
 		if err == nil && d.IsDir() && strings.Contains(path, "dals-"+h.id) {
@@ -276,26 +310,41 @@ func forgetMemory(t *testing.T, h *host) {
 			return nil
 		})
 	}
-	address := filepath.Join(h.dir, "containerd", "containerd.sock")
-	workers, err := h.workersOnDisk()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, serial := range workers {
-		socket := fmt.Sprintf("/run/containerd/s/%x", sha256.Sum256([]byte(filepath.Join(address, "dals-"+h.id, serial))))
-		if err := os.Remove(socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			t.Fatal(err)
-		}
-	}
 }
 
-// workersOnDisk are the serials of the workers that have a folder.
-func (h *host) workersOnDisk() (serials []string, err error) {
-	entries, err := os.ReadDir(filepath.Join(h.dir, "workers", "instances"))
+// shimSockets are those of the host's shims: one for each group of containers.
+func (h *host) shimSockets() (sockets []string) {
+	h.t.Helper()
+	state, err := filepath.EvalSymlinks(filepath.Join(h.dir, "containerd", "state"))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	entries, err := os.ReadDir(filepath.Join(state, shim.Folder))
+	if err != nil {
+		h.t.Fatal(err)
+	}
 	for _, e := range entries {
 		if e.IsDir() {
-			serials = append(serials, e.Name())
+			sockets = append(sockets, fmt.Sprintf("/run/containerd/s/%x", sha256.Sum256([]byte(filepath.Join(state, shim.Folder, e.Name())))))
 		}
 	}
-	return serials, err
+	if len(sockets) == 0 {
+		h.t.Error("no group of shims is found: what is to be forgotten is elsewhere")
+	}
+	return sockets
+}
+
+// stateLinks are the links in containerd's folder that lead to nothing.
+func (h *host) stateLinks() (dangling []string) {
+	h.t.Helper()
+	entries, err := os.ReadDir(filepath.Join(h.dir, "containerd"))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	for _, e := range entries {
+		if _, err := os.Stat(filepath.Join(h.dir, "containerd", e.Name())); e.Type() == fs.ModeSymlink && errors.Is(err, fs.ErrNotExist) {
+			dangling = append(dangling, e.Name())
+		}
+	}
+	return dangling
 }

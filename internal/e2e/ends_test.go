@@ -98,8 +98,10 @@ func TestEndsAreNamed(t *testing.T) {
 // TestCrashLoopOutlivesHosts has a worker crash in a loop while hosts are killed:
 // the next one goes on where the last one ended, up to the end, which it tells.
 func TestCrashLoopOutlivesHosts(t *testing.T) {
-	t.Parallel()
-	h := newHost(t, "process")
+	launchers(t, crashLoopOutlivesHosts)
+}
+
+func crashLoopOutlivesHosts(t *testing.T, h *host) {
 	w := h.forge("loops", "rogue")
 	is := func(state string, tries int) {
 		h.t.Helper()
@@ -111,7 +113,7 @@ func TestCrashLoopOutlivesHosts(t *testing.T) {
 		})
 	}
 	var sending sync.WaitGroup
-	sending.Go(func() { _, _ = h.send("loops", "rogue.doom", map[string]int{"n": 7}) }) // which nobody will answer
+	sending.Go(func() { _, _ = h.send("loops", "rogue.doom", map[string]int{"n": 0}) }) // which nobody will answer
 	is("restarting", 1)                                                                 // at once
 	h.kill()
 	sending.Wait()
@@ -147,6 +149,53 @@ func TestCrashLoopOutlivesHosts(t *testing.T) {
 		t.Error(err)
 	}
 	is("live", 0)
+}
+
+// TestCrashLoopIsNamed: why a worker has failed says how its last run ended, and
+// with what words.
+func TestCrashLoopIsNamed(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, "containerd")
+	ends := map[string]string{"killed": "killed by SIGKILL", "glutton": "killed by SIGKILL, out of memory"}
+	rows := map[string]client.Worker{}
+	for name, doom := range map[string]int{"killed": 1, "glutton": 2} { // of the rogue type
+		made, err := h.client.Forge(t.Context(), client.ForgeRequest{Name: name, Type: "rogue", ClassCode: "A1", Limits: client.Limits{MemoryBytes: 64 << 20}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		rows[name] = made.Worker
+		_, _ = h.send(name, "rogue.doom", map[string]int{"n": doom})
+	}
+	for name, end := range ends {
+		h.eventually(name+" has crashed as it began", func() error {
+			if why := h.worker(name).StateReason; !strings.HasSuffix(why, "before its first heartbeat: "+end) {
+				return errors.New(why)
+			}
+			return nil
+		})
+	}
+	h.kill()
+	for _, w := range rows {
+		h.change(w, func(row *worker.Worker) { row.RestartTries = 10 })
+	}
+	h.start()
+	for name, end := range ends {
+		h.eventually(name+" has failed", func() error {
+			if w := h.worker(name); w.State != "failed" {
+				return fmt.Errorf("%s after %d tries: %s", w.State, w.RestartTries, w.StateReason)
+			}
+			return nil
+		})
+		reason := h.worker(name).StateReason
+		for _, want := range []string{"10 restarts without 10m0s of health: ", ": " + end + "; its log ends: ", "doomed from the start"} {
+			if !strings.Contains(reason, want) {
+				t.Errorf("%s: %q is not in %q", name, want, reason)
+			}
+		}
+		if got := h.events(name); got[len(got)-1] != "failed: "+reason {
+			t.Errorf("events of %s: %q", name, got)
+		}
+	}
 }
 
 // TestStopDrains stops workers that are busy: from then on they take nothing new;

@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/dals-host/dals-host/sdk"
 )
 
@@ -27,9 +29,9 @@ func main() {
 	if len(os.Args) == 2 && os.Args[1] == "sleep" { // a program that needs no library, for containers of others
 		time.Sleep(time.Hour)
 	}
-	if _, err := os.Stat(os.Getenv("DALS_WORKER_DIR") + "/state/doomed"); err == nil {
+	if how, err := os.ReadFile(os.Getenv("DALS_WORKER_DIR") + "/state/doomed"); err == nil {
 		fmt.Fprintln(os.Stderr, "doomed from the start")
-		os.Exit(9)
+		end(doom(how[0]))
 	}
 	sdk.Serve(sdk.Type{
 		Name: "rogue", Version: "1.0.0", Family: "RG", Summary: "Misbehaves on request.",
@@ -38,7 +40,7 @@ func main() {
 			sdk.Func("rogue.hang", "Ignores its deadline and answers n ms after it began.", hang),
 			sdk.Func("rogue.linger", "Says in state/ that it waits for state/end, and if SIGTERM comes meanwhile.", linger),
 			sdk.Func("rogue.exit", "Ends its process with exit code n.", exit),
-			sdk.Func("rogue.doom", "Ends its process with exit code n, and each later one as it begins, while state/doomed is there.", doom),
+			sdk.Func("rogue.doom", "Ends its process with exit code 7, and each later one as it begins, by doom n, while state/doomed is there.", beDoomed),
 			sdk.Func("rogue.eat", "Keeps n MiB of memory.", eat),
 			sdk.Func("rogue.flood", "Writes n KiB to stdout and to stderr.", flood),
 			sdk.Func("rogue.spew", "Goes on writing to stderr for n ms after it answered, and counts the MiB in state/.", spew),
@@ -90,11 +92,36 @@ func exit(_ context.Context, in amount) (text, error) {
 	return text{}, nil
 }
 
-func doom(ctx context.Context, in amount) (text, error) {
-	if err := os.WriteFile(sdk.FromContext(ctx).StateDir()+"/doomed", nil, 0o600); err != nil {
+// doom is how a process ends.
+type doom byte
+
+const (
+	byExit doom = iota
+	bySignal
+	byMemory
+)
+
+func beDoomed(ctx context.Context, in amount) (text, error) {
+	if err := os.WriteFile(sdk.FromContext(ctx).StateDir()+"/doomed", []byte{byte(in.N)}, 0o600); err != nil {
 		return text{}, err
 	}
-	return exit(ctx, in)
+	return exit(ctx, amount{7})
+}
+
+func end(d doom) {
+	switch d {
+	case bySignal:
+		// No signal of its own ends the first process of a container; the kernel's does.
+		second := &syscall.Rlimit{Cur: 1, Max: 1}
+		if err := syscall.Setrlimit(unix.RLIMIT_CPU, second); err != nil {
+			panic(err)
+		}
+		for {
+		}
+	case byMemory:
+		_, _ = eat(context.Background(), amount{1 << 20})
+	}
+	os.Exit(9)
 }
 
 func flood(_ context.Context, in amount) (text, error) {
