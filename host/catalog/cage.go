@@ -77,6 +77,9 @@ func (p *process) live(started chan<- error) {
 	} else {
 		p.log.Debug("plugin is probed under Landlock", "version", version)
 	}
+	if err := socketless(); err != nil {
+		p.log.Warn("plugin is probed with sockets: this machine does not allow to refuse them", "error", err)
+	}
 	caged := true
 	cmd, stdout, stderr, err := p.launch(caged)
 	if isDenied(err) {

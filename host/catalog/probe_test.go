@@ -70,37 +70,6 @@ func TestConfinement(t *testing.T) {
 	}
 }
 
-// Where the kernel has Landlock, a plugin that is a process sees and changes
-// nothing of the machine either, and reaches nobody.
-func TestLandlock(t *testing.T) {
-	t.Parallel()
-	if _, _, errno := unix.RawSyscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION); errno != 0 {
-		t.Logf("this kernel has no Landlock (%v): there is nothing to promise", errno)
-		return
-	}
-	open, err := os.MkdirTemp("", "catalog-open-") // everybody can write there
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(open) })
-	if err := errors.Join(os.Chmod(open, 0o777), os.WriteFile(open+"/f", nil, 0o666), os.Chmod(open+"/f", 0o666)); err != nil {
-		t.Fatal(err)
-	}
-	r := newRig(t)
-	for _, do := range []string{"read", "append", "create"} {
-		_, err := r.prober().Probe(t.Context(), stored(t, r.data, plug(t, script{Do: do, Line: open})))
-		if fault, ok := errors.AsType[*Fault](err); !ok || !strings.Contains(fault.Reason, "permission denied") {
-			t.Errorf("%s: %v", do, err)
-		}
-	}
-	if left, err := os.ReadDir(open); err != nil || len(left) != 1 {
-		t.Errorf("it made %v, %v", left, err)
-	}
-	if err := os.WriteFile(open+"/g", nil, 0o600); err != nil {
-		t.Errorf("the host itself is restricted: %v", err)
-	}
-}
-
 // Two plugins at a time, whoever asks for more waits.
 func TestTwoProbesAtATime(t *testing.T) {
 	t.Parallel()

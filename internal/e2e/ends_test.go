@@ -158,13 +158,14 @@ func TestCrashLoopIsNamed(t *testing.T) {
 	h := newHost(t, "containerd")
 	ends := map[string]string{"killed": "killed by SIGKILL", "glutton": "killed by SIGKILL, out of memory"}
 	rows := map[string]client.Worker{}
+	var sending sync.WaitGroup
 	for name, doom := range map[string]int{"killed": 1, "glutton": 2} { // of the rogue type
 		made, err := h.client.Forge(t.Context(), client.ForgeRequest{Name: name, Type: "rogue", ClassCode: "A1", Limits: client.Limits{MemoryBytes: 64 << 20}})
 		if err != nil {
 			t.Fatal(err)
 		}
 		rows[name] = made.Worker
-		_, _ = h.send(name, "rogue.doom", map[string]int{"n": doom})
+		sending.Go(func() { _, _ = h.send(name, "rogue.doom", map[string]int{"n": doom}) }) // which nobody will answer
 	}
 	for name, end := range ends {
 		h.eventually(name+" has crashed as it began", func() error {
@@ -175,6 +176,7 @@ func TestCrashLoopIsNamed(t *testing.T) {
 		})
 	}
 	h.kill()
+	sending.Wait()
 	for _, w := range rows {
 		h.change(w, func(row *worker.Worker) { row.RestartTries = 10 })
 	}

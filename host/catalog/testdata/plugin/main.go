@@ -15,9 +15,11 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/go-plugin"
+	"golang.org/x/sys/unix"
 
 	workerv1 "github.com/dals-host/dals-host/sdk/proto/worker/v1"
 	"github.com/dals-host/dals-host/sdk/wire"
@@ -54,8 +56,10 @@ func main() {
 		for i := 0; i < len(held); i += 4096 {
 			held[i] = 1
 		}
-	case "read", "append", "create":
-		panic(touch(s.Do, s.Line))
+	case "read", "append", "create", "truncate":
+		panic(fmt.Sprint(s.Do, ": ", touch(s.Do, s.Line)))
+	case "dial", "listen", "mptcp", "udp", "io_uring", "abstract", "signal":
+		panic(fmt.Sprint(s.Do, ": ", reach(s.Do, s.Line)))
 	case "write":
 		panic(fmt.Sprint(writable()))
 	case "network":
@@ -122,6 +126,32 @@ func touch(what, dir string) (err error) {
 		_, err = os.OpenFile(dir+"/f", os.O_WRONLY|os.O_APPEND, 0)
 	case "create":
 		_, err = os.Create(dir + "/h")
+	case "truncate":
+		err = os.Truncate(dir+"/f", 0)
+	}
+	return err
+}
+
+// reach tries to get at somebody: by an address, or its parent by a signal.
+func reach(how, address string) (err error) {
+	switch how {
+	case "dial":
+		_, err = net.Dial("tcp", address)
+	case "mptcp":
+		_, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_MPTCP)
+	case "udp":
+		_, err = net.ListenPacket("udp", "127.0.0.1:0")
+	case "io_uring":
+		var p [120]byte
+		if _, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, 1, uintptr(unsafe.Pointer(&p)), 0); errno != 0 {
+			err = errno
+		}
+	case "listen":
+		_, err = net.Listen("tcp", "127.0.0.1:0")
+	case "abstract":
+		_, err = net.Dial("unix", address)
+	case "signal":
+		err = syscall.Kill(os.Getppid(), 0)
 	}
 	return err
 }
