@@ -69,9 +69,9 @@ type ProberConfig struct {
 // it does is gone with the container, also after the host was killed.
 //
 // Without one a plugin runs as a process of the host's machine, with limits on
-// memory, files, processes and time, in a session of its own and, where the kernel
-// has Landlock, without the files of others, TCP, abstract sockets and signals to
-// others; when the host is root also in PID, network and IPC namespaces of its own,
+// memory, files, processes and time, in a session of its own, without sockets but
+// unix and netlink and, where the kernel has Landlock, without the files of others,
+// abstract sockets and signals to others; when the host is root also in PID, network and IPC namespaces of its own,
 // so that it reaches nobody and nothing of it can outlive its probe. Where the
 // machine does not allow namespaces, whatever is left of that uid is killed; where
 // the host is not root, a process that leaves its session may outlive its probe.
