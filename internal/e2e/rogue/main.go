@@ -116,7 +116,7 @@ func end(d doom) {
 		if err := syscall.Setrlimit(unix.RLIMIT_CPU, second); err != nil {
 			panic(err)
 		}
-		for {
+		for began := time.Now(); time.Since(began) < time.Hour; {
 		}
 	case byMemory:
 		_, _ = eat(context.Background(), amount{1 << 20})
