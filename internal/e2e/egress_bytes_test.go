@@ -101,7 +101,7 @@ func (h *host) totals(name, serial string) {
 	}
 	h.eventually("traffic", func() error {
 		var got struct{ Traffic *client.Traffic }
-		h.mustRun(&got, "worker", name)
+		h.runJSON(&got, "worker", name)
 		if got.Traffic == nil || *got.Traffic != want {
 			return fmt.Errorf("%+v, want %+v", got.Traffic, want)
 		}

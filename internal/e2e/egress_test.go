@@ -31,8 +31,8 @@ func egress(places ...string) (caps []string) {
 	return caps
 }
 
-// mustRun runs a command with --json, and decodes what it prints.
-func (h *host) mustRun(out any, args ...string) {
+// runJSON runs a command with --json, and decodes what it prints.
+func (h *host) runJSON(out any, args ...string) {
 	h.t.Helper()
 	stdout, stderr, code := h.run(append(args, "--json")...)
 	if code != 0 {
@@ -50,7 +50,7 @@ func (h *host) forgeOnline(name string, places ...string) (made client.Worker) {
 	for _, c := range egress(places...) {
 		args = append(args, "--grant", c)
 	}
-	h.mustRun(&made, args...)
+	h.runJSON(&made, args...)
 	if !slices.Equal(made.Grants, slices.Sorted(slices.Values(egress(places...)))) {
 		h.t.Errorf("granted %q", made.Grants)
 	}
@@ -115,7 +115,7 @@ func TestEgressByName(t *testing.T) {
 	h.forgeOnline("home")
 	for range 2 {
 		var said client.Result
-		h.mustRun(&said, "send", "far", "wanderer.fetch", `{"url": "http://shop.example/"}`)
+		h.runJSON(&said, "send", "far", "wanderer.fetch", `{"url": "http://shop.example/"}`)
 		if !strings.Contains(string(said.Result), "hello from shop.example") {
 			t.Errorf("fetched %s", said.Result)
 		}

@@ -32,7 +32,7 @@ func TestGrantsOverTime(t *testing.T) {
 		for _, grant := range all {
 			args = append(args, "--grant", grant)
 		}
-		h.mustRun(&u.worker, args...)
+		h.runJSON(&u.worker, args...)
 		u.may(all...)
 		for _, command := range []string{"stop", "start", "restart"} {
 			if _, stderr, code := h.run(command, "far"); code != 0 {
