@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -14,9 +15,10 @@ import (
 	"github.com/dals-host/dals-host/host/worker"
 )
 
-// A shim that could not write to a log once, as on a full disk, never reads the
-// worker's output again, and the worker blocks as soon as its pipe is full. While
-// this launcher is open it reads in the shim's stead.
+// A shim of containerd's own that could not write to a log once, as on a full disk,
+// never reads the worker's output again, and the worker blocks as soon as its pipe is
+// full. While this launcher is open it reads in the shim's stead. Ours goes on, and
+// has nothing taken from it.
 
 // drainEvery is how often outputs are looked at, in the control groups and not by
 // asking containerd, which would ask every shim. One that holds what it held the
@@ -36,6 +38,7 @@ type drains struct {
 	reading sync.WaitGroup
 	taken   sync.Map // pipes
 	before  map[output]bool
+	shims   map[worker.Serial]map[uint64]bool // the pipes that a container's shim has, as far as was looked
 }
 
 // drainOutputs looks after the outputs until the launcher is closed.
@@ -56,6 +59,7 @@ func (l *Launcher) drainOutputs() {
 
 func (d *drains) look() {
 	now := map[output]bool{}
+	d.shims = map[worker.Serial]map[uint64]bool{}
 	for serial, pids := range d.cgroups.allMembers() {
 		for _, pid := range pids {
 			for _, fd := range []int{unix.Stdout, unix.Stderr} {
@@ -77,7 +81,7 @@ func (d *drains) waiting(serial worker.Serial, pid, fd int) (output, bool) {
 		return output{}, false // it ends, or has closed it
 	}
 	o, log, err := d.outputOf(pipe, serial)
-	if _, taken := d.taken.Load(o.pipe); err == nil && !taken && d.before[o] {
+	if _, taken := d.taken.Load(o.pipe); err == nil && !taken && d.before[o] && d.isShims(serial, o.pipe) {
 		d.log.Warn("a worker's shim does not write its log any more; it is written here", "serial", serial)
 		d.taken.Store(o.pipe, true)
 		d.reading.Go(func() {
@@ -87,6 +91,40 @@ func (d *drains) waiting(serial worker.Serial, pid, fd int) (output, bool) {
 		return o, false
 	}
 	return o, pipe.Close() == nil && err == nil
+}
+
+// isShims says whether a pipe is one that the container's shim reads, or should: a
+// worker may have others in the place of its output, which are its own affair.
+func (d *drains) isShims(serial worker.Serial, pipe uint64) bool {
+	if has, known := d.shims[serial]; known {
+		return has[pipe]
+	}
+	d.shims[serial] = map[uint64]bool{}
+	shims, err := d.site.shims(string(serial)) // ours is for many, and not found by one
+	if err != nil {
+		d.log.Debug("shim of a worker not looked at", "serial", serial, "error", err)
+	}
+	for _, one := range shims {
+		for _, inode := range pipesOf(one.Identity().PID) {
+			d.shims[serial][inode] = true
+		}
+		_ = one.Close()
+	}
+	return d.shims[serial][pipe]
+}
+
+// pipesOf are the inodes of the pipes that a process has open: proc_pid_fd(5).
+func pipesOf(pid int) (inodes []uint64) {
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	fds, _ := os.ReadDir(dir) // it may have ended
+	for _, fd := range fds {
+		var inode uint64
+		target, _ := os.Readlink(filepath.Join(dir, fd.Name()))
+		if n, _ := fmt.Sscanf(target, "pipe:[%d]", &inode); n == 1 {
+			inodes = append(inodes, inode)
+		}
+	}
+	return inodes
 }
 
 // outputOf tells of an output with something in it, and of the worker's log. It

@@ -20,6 +20,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/dals-host/dals-host/host/launch"
 	"github.com/dals-host/dals-host/host/launch/launchtest/report"
 )
@@ -119,6 +121,10 @@ func (w *worker) obey(words []string) any {
 		flood(n)
 	case "close-stdout":
 		_ = os.Stdout.Close()
+	case "lure":
+		return w.lure(n)
+	case "lured":
+		return w.lured()
 	case "allocate":
 		w.held["allocate"] = bytes.Repeat([]byte{1}, n<<20)
 	case "fork":
@@ -188,6 +194,31 @@ func flood(n int) {
 		}
 		_, _ = out.Write(line)
 	}
+}
+
+// lure has a pipe of its own, with n bytes in it, for its stdout.
+func (w *worker) lure(n int) string {
+	from, to, err := os.Pipe()
+	if err != nil {
+		return err.Error()
+	}
+	w.open = append(w.open, from, to)
+	if err := syscall.Dup3(int(to.Fd()), 1, 0); err != nil {
+		return err.Error()
+	}
+	if _, err := to.Write(make([]byte, n)); err != nil {
+		return err.Error()
+	}
+	return "ok"
+}
+
+// lured is how many bytes are in it still.
+func (w *worker) lured() any {
+	n, err := unix.IoctlGetInt(int(w.open[0].Fd()), unix.TIOCINQ)
+	if err != nil {
+		return err.Error()
+	}
+	return n
 }
 
 // disguise starts children that have none of the worker's descriptors: one with
