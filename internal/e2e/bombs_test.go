@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/dals-host/dals-host/host/record"
 	"github.com/dals-host/dals-host/sdk/client"
 )
@@ -31,10 +33,7 @@ func TestBombs(t *testing.T) {
 			c.forkBomb()
 			var all sync.WaitGroup
 			all.Go(func() { c.endsItself("glutton", "out of memory", "hostile.allocate", map[string]int{"n": 1000}) })
-			all.Go(func() {
-				c.endsItself("hoarder", "over its disk limit", "hostile.try",
-					map[string]any{"name": "fill hidden", "args": []string{"/worker/state", "2048", "15"}})
-			})
+			all.Go(func() { c.hoards("fill hidden"); c.hoards("fill named") })
 			all.Wait()
 			calm()
 			c.bombControls()
@@ -51,6 +50,34 @@ func fillers(t *testing.T) []attempt {
 		{name: "grow", args: []string{"/tmp/long", "1025"}, want: "EFBIG", control: []string{folder + "/long", "1025"}},
 		{name: "fill parts", args: []string{"/tmp", "100"}, want: "ENOSPC", control: []string{folder, "100"}},
 		{name: "fill files", args: []string{"/tmp", "20000"}, want: "ENOSPC", control: []string{folder, "20000"}},
+	}
+}
+
+// hoards takes more disk than a worker may have: what it got by its end is bounded by
+// what can be written between two looks, and goes with it.
+func (c *cage) hoards(how string) {
+	c.t.Helper()
+	name := strings.ReplaceAll(how, " ", "-")
+	c.endsItself(name, "over its disk limit", "hostile.try", map[string]any{"name": how, "args": []string{"/worker/state", "4096", "15"}})
+	folder := c.folder(c.worker(name).WorkerSerial)
+	var left int64
+	files, _ := filepath.Glob(filepath.Join(folder, "state", "filled*"))
+	for _, file := range files {
+		var st unix.Stat_t
+		if err := unix.Stat(file, &st); err != nil {
+			c.t.Error(err)
+		}
+		left += st.Blocks * 512
+	}
+	c.t.Logf("%s: %d MiB are left in %d files", how, left>>20, len(files))
+	if named := how == "fill named"; named != (left > 1<<30) || left >= 4<<30 {
+		c.t.Errorf("%s: %d MiB are left in %d files", how, left>>20, len(files))
+	}
+	if _, stderr, code := c.run("retire", name); code != 0 {
+		c.t.Errorf("retire: exit %d: %s", code, stderr)
+	}
+	if _, err := os.Stat(folder); !errors.Is(err, os.ErrNotExist) {
+		c.t.Errorf("its folder: %v", err)
 	}
 }
 

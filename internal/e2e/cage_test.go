@@ -123,8 +123,9 @@ var callsRefused = map[string][]string{
 		"setdomainname", "acct", "syslog", "mbind", "set_mempolicy", "migrate_pages", "move_pages", "process_madvise",
 		"personality", "real time",
 	},
-	"ENOSYS": {"clone3"}, // so that libraries take clone, whose flags can be looked at
-	"EACCES": {"priority"},
+	"ENOSYS":             {"clone3"}, // so that libraries take clone, whose flags can be looked at
+	"EACCES":             {"priority"},
+	"ENOTSUP EOPNOTSUPP": {"fallocate"}, // as of a file system that has no such thing
 }
 
 // TestCageHolds: every way out that we know is refused to a forged worker, and

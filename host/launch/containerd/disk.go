@@ -26,8 +26,11 @@ const (
 	// diskPatience is the longest time between two looks, for what does not show
 	// in the free space.
 	diskPatience = 30 * time.Second
-	// diskShare keeps looking from taking more than this part of a core.
+	// diskShare keeps looking from taking more than this part of a core, as long as
+	// nobody has to wait for a look longer than diskBlind: who makes looks long, with
+	// many files, would not be looked at.
 	diskShare = 20
+	diskBlind = 2 * time.Second
 )
 
 // watchDisk ends workers that take more disk than they may, until the launcher
@@ -50,7 +53,7 @@ func (l *Launcher) watchDisk() {
 		if began := time.Now(); began.After(latest) || shrunk && began.After(next) {
 			l.boundDisks(l.life)
 			free = now
-			next, latest = time.Now().Add(diskShare*time.Since(began)), time.Now().Add(diskPatience)
+			next, latest = time.Now().Add(min(diskShare*time.Since(began), diskBlind)), time.Now().Add(diskPatience)
 		}
 	}
 }

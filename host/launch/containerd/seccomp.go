@@ -16,7 +16,7 @@ import (
 )
 
 // seccomp.json is containerd's default profile for a process without
-// capabilities, less ptrace and process_vm_*, socketcall, and all sockets but
+// capabilities, less ptrace and process_vm_*, fallocate, socketcall, and all sockets but
 // unix, TCP and UDP over inet and inet6, and the netlink that tells of interfaces.
 // It is committed, so that what a worker may do
 // does not depend on the machine or on a dependency's version; a test tells

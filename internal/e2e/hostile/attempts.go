@@ -46,6 +46,7 @@ var attempts = map[string]func(args []string) error{
 	"fill files":  fillFiles,
 	"fill parts":  fillParts,
 	"fill hidden": fillHidden,
+	"fill named":  fillNamed,
 	"status":      status,
 	"burn":        burn,
 	"allocate":    func(a []string) error { _, err := allocate(context.Background(), amount{number(a[0])}); return err },
@@ -299,15 +300,26 @@ func fillFiles(a []string) error {
 
 // fillHidden takes space for files that have no name any more: a folder, how many
 // MiB, and for how many seconds.
-func fillHidden(a []string) error {
+func fillHidden(a []string) error { return fill(a, os.Remove) }
+
+// fillNamed is the same for files that keep their names.
+func fillNamed(a []string) error { return fill(a, func(string) error { return nil }) }
+
+func fill(a []string, made func(path string) error) error {
 	const each = 256
+	megabyte := make([]byte, 1<<20)
 	for i := range number(a[1]) / each {
-		path := filepath.Join(a[0], "hidden"+strconv.Itoa(i))
-		f, err := os.Create(path)
-		if err != nil {
-			return err
+		path := filepath.Join(a[0], "filled"+strconv.Itoa(i))
+		f, err := os.Create(path) // to be open until this process ends
+		if err == nil {
+			err = made(path)
 		}
-		if err := errors.Join(os.Remove(path), unix.Fallocate(int(f.Fd()), 0, 0, each<<20)); err != nil {
+		for range each {
+			if err == nil {
+				_, err = f.Write(megabyte)
+			}
+		}
+		if err != nil {
 			return err
 		}
 	}

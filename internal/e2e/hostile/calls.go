@@ -78,6 +78,7 @@ var calls = map[string]func() error{
 	"move_pages":         plain(unix.SYS_MOVE_PAGES, 0, 0),
 	"process_madvise":    plain(unix.SYS_PROCESS_MADVISE, none),
 	"personality":        plain(unix.SYS_PERSONALITY, 0x0400000),
+	"fallocate":          plain(unix.SYS_FALLOCATE, none, 0, 0, 1),
 	"open_tree_attr":     plain(467, none),                         // of Linux 6.15
 	"file_getattr":       plain(468, none, none, none, none, none), // of Linux 6.17
 	"file_setattr":       plain(469, none, none, none, none, none),
