@@ -13,6 +13,7 @@ import (
 	"github.com/dals-host/dals-host/host/keyring"
 	"github.com/dals-host/dals-host/host/record"
 	"github.com/dals-host/dals-host/host/registry"
+	"github.com/dals-host/dals-host/host/stage"
 	"github.com/dals-host/dals-host/host/worker"
 	"github.com/dals-host/dals-host/sdk/identity"
 	"github.com/dals-host/dals-host/sdk/manifest"
@@ -54,6 +55,7 @@ func (f *Forge) allocateIn(tx *registry.Tx, w *worker.Worker, claimed *slot) (er
 		err = f.allocateSelf(tx, w)
 	} else {
 		w.Serial, w.UID = claimed.worker.Serial, claimed.worker.UID
+		w.PublicKey, w.Glyph = claimed.worker.PublicKey, claimed.worker.Glyph
 		err = tx.TakeUID(w.UID)
 	}
 	if err != nil {
@@ -130,9 +132,17 @@ func (f *Forge) dropStage(_ context.Context, j *job) error {
 	return f.Stage.Drop(j.worker.Serial)
 }
 
-// generateKeys makes the worker's key and its certificate. The key exists in
-// memory for as long as this step and in the worker's folder; nowhere else.
+// generateKeys gives the worker its keys, unless the slot that it has claimed has them.
 func (f *Forge) generateKeys(_ context.Context, j *job) error {
+	if j.slot != nil {
+		return nil
+	}
+	return f.layKeys(j.folder, &j.worker, j.worker.CreatedAt)
+}
+
+// layKeys makes the worker's key and its certificate, and writes them into its folder.
+// The key exists in memory for as long as this step and in that folder; nowhere else.
+func (f *Forge) layKeys(folder *stage.Stage, w *worker.Worker, now time.Time) error {
 	key, err := keyring.NewWorkerKey()
 	if err != nil {
 		return err
@@ -141,12 +151,12 @@ func (f *Forge) generateKeys(_ context.Context, j *job) error {
 	if err != nil {
 		return err
 	}
-	certPEM, err := f.Authority.IssueWorker(string(j.worker.Serial), key.Public(), j.worker.CreatedAt)
+	certPEM, err := f.Authority.IssueWorker(string(w.Serial), key.Public(), now)
 	if err != nil {
 		return err
 	}
-	j.worker.PublicKey, j.worker.Glyph = key.Public(), identity.Glyph(key.Public())
-	return j.lay(f.keyFiles(j.worker, keyPEM, certPEM))
+	w.PublicKey, w.Glyph = key.Public(), identity.Glyph(key.Public())
+	return lay(folder, f.keyFiles(*w, keyPEM, certPEM))
 }
 
 // inject writes what the worker is told: who it is, how it is configured, and

@@ -15,7 +15,7 @@ import (
 )
 
 // A slot is a worker that may come to be: it has a serial and a uid, a folder with
-// nothing in it, and a container that was created and not started. No row tells of
+// its keys in it, and a container that was created and not started. No row tells of
 // it. A forge that claims it goes through the same steps as any other, and finds
 // part of them done; what a host that dies leaves of its slots the next removes:
 // the launcher the containers, the stage the folders, Recover the uids.
@@ -188,6 +188,9 @@ func (f *Forge) warmUp(ctx context.Context, s *slot, t Type) (err error) {
 		return err
 	}
 	if err := lay(s.folder, folders(s.worker)); err != nil {
+		return err
+	}
+	if err := f.layKeys(s.folder, &s.worker, time.Now()); err != nil {
 		return err
 	}
 	if _, err := f.Launcher.Prepare(ctx, t.Image); err != nil {
