@@ -48,7 +48,7 @@ func (h *host) idle(n int, watch time.Duration) {
 	time.Sleep(rest)
 	before, began := h.cpu(), time.Now()
 	late := 0
-	for end := began.Add(watch); time.Now().Before(end); time.Sleep(time.Second) {
+	for end := began.Add(watch); time.Now().Before(end); time.Sleep(2 * time.Second) { // a heartbeat
 		late += h.late(n)
 	}
 	took := time.Since(began)

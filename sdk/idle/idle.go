@@ -17,27 +17,37 @@ import (
 // cache of files when they are used. It takes about 2 ms of CPU. Where the kernel does
 // not tell of the pages they stay.
 func GiveBack() {
-	defer debug.FreeOSMemory() // the last: to read about mappings takes memory
-	maps, err := os.Open("/proc/self/smaps")
-	if err != nil {
-		return
-	}
-	defer maps.Close()
-	for _, m := range unchanged(maps) {
+	pages := programPages() // first: to read about them takes memory
+	debug.FreeOSMemory()
+	for _, m := range pages {
 		_, _, _ = unix.Syscall(unix.SYS_MADVISE, m.from, m.to-m.from, unix.MADV_DONTNEED)
 	}
+}
+
+func programPages() []mapping {
+	program, err := os.Executable()
+	if err != nil {
+		return nil
+	}
+	maps, err := os.Open("/proc/self/smaps")
+	if err != nil {
+		return nil
+	}
+	defer maps.Close()
+	return unchanged(maps, program)
 }
 
 // mapping is a part of the process's memory.
 type mapping struct {
 	from, to  uintptr
-	unchanged bool // it is a file's that cannot be written to, and was not
+	unchanged bool // it is as the program's file is
 }
 
-// unchanged are the mappings that are as their files are: that the process cannot write
-// to one now is not enough, for a dynamic linker could before. The format is that of
-// proc_pid_smaps(5).
-func unchanged(smaps io.Reader) (all []mapping) {
+// unchanged are the mappings of the program that are as its file is. That the process
+// cannot write to one is not enough: a dynamic linker could before. Other files' are
+// left alone: what is unmapped meanwhile may be memory by the time that it is given
+// back, and the program is never unmapped. The format is that of proc_pid_smaps(5).
+func unchanged(smaps io.Reader, program string) (all []mapping) {
 	var m mapping
 	for lines := bufio.NewScanner(smaps); lines.Scan(); {
 		name, value, _ := strings.Cut(lines.Text(), " ")
@@ -50,20 +60,21 @@ func unchanged(smaps io.Reader) (all []mapping) {
 			}
 		default:
 			if from, to, ok := strings.Cut(name, "-"); ok {
-				m = newMapping(from, to, strings.Fields(value))
+				m = newMapping(from, to)
+				access, _, _ := strings.Cut(value, " ")
+				m.unchanged = m.to > m.from && !strings.Contains(access, "w") && strings.HasSuffix(value, " "+program)
 			}
 		}
 	}
 	return all
 }
 
-// newMapping is one that reaches from here to there; access, offset, device and inode
-// follow. It counts as changed where that cannot be read.
-func newMapping(from, to string, rest []string) (m mapping) {
+// newMapping is one that reaches from here to there; empty where that cannot be read.
+func newMapping(from, to string) mapping {
 	low, lowErr := strconv.ParseUint(from, 16, 64)
 	high, highErr := strconv.ParseUint(to, 16, 64)
-	if lowErr != nil || highErr != nil || len(rest) < 4 {
+	if lowErr != nil || highErr != nil {
 		return mapping{}
 	}
-	return mapping{uintptr(low), uintptr(high), !strings.Contains(rest[0], "w") && rest[3] != "0"}
+	return mapping{from: uintptr(low), to: uintptr(high)}
 }
