@@ -64,7 +64,7 @@ func (h *host) logOf() string {
 // health is what a worker's port answers.
 func (h *host) health(w client.Worker) (int, error) {
 	h.t.Helper()
-	r, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/healthz", w.Port)) //nolint:noctx // a test's own port
+	r, err := web.Get(fmt.Sprintf("http://127.0.0.1:%d/healthz", w.Port)) //nolint:noctx // a test's own port
 	if err != nil {
 		return 0, err
 	}

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -31,6 +32,10 @@ const patience = time.Minute
 
 // bin is where TestMain builds the real binaries.
 var bin string
+
+// web keeps no connection: a test server that is closed ends all that the default client
+// keeps, also while another test is about to use it.
+var web = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 

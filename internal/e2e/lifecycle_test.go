@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -109,7 +108,7 @@ func (h *host) nothingBetween() {
 
 func (h *host) healthz(w client.Worker) string {
 	h.t.Helper()
-	resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/healthz", w.Port))
+	resp, err := web.Get(fmt.Sprintf("http://127.0.0.1:%d/healthz", w.Port))
 	if err != nil {
 		h.t.Fatal(err)
 	}
