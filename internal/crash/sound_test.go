@@ -337,7 +337,8 @@ func (m *matrix) files(s *state) error {
 		}
 		return all
 	}
-	for _, dir := range []string{"workers/.stage", "workers/.aside", "record/.unfinished"} {
+	const unfinished = ".unfinished"
+	for _, dir := range []string{"workers/.stage", "workers/.aside", "record/" + unfinished, "store/" + unfinished, "process/" + unfinished, "containerd/" + unfinished} {
 		if left := names(dir); len(left) > 0 {
 			fault("left in %s: %q", dir, left)
 		}
@@ -364,13 +365,13 @@ func (m *matrix) files(s *state) error {
 		}
 	}
 	for _, name := range names("process") {
-		if _, alive := s.workers[strings.TrimSuffix(strings.TrimSuffix(name, ".json"), ".lock")]; !alive {
+		if _, alive := s.workers[strings.TrimSuffix(strings.TrimSuffix(name, ".json"), ".lock")]; !alive && name != unfinished {
 			fault("left by the launcher: %s", name)
 		}
 	}
-	for dir, unfinished := range map[string]string{"containerd/rootfs": ".new-", "store/sha256": ".incoming-"} {
+	for dir, begun := range map[string]string{"containerd/rootfs": ".new-", "store/sha256": ".incoming-"} {
 		for _, name := range names(dir) {
-			if strings.HasPrefix(name, unfinished) {
+			if strings.HasPrefix(name, begun) {
 				fault("unfinished: %s/%s", dir, name)
 			}
 		}

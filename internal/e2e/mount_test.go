@@ -208,8 +208,11 @@ func TestMountRestored(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%v\n%s", err, h.log)
 		}
-		plugin := filepath.Join(h.dir, "plugins", "dals-worker-wanderer") // which a backup does not have
-		binary, readErr := os.ReadFile(plugin)
+		plugins, err := filepath.Glob(filepath.Join(h.dir, "plugins", "dals-worker-wanderer*"))
+		if err != nil || len(plugins) != 1 {
+			t.Fatal(plugins, err)
+		}
+		binary, readErr := os.ReadFile(plugins[0]) // which a backup does not have
 		pass, file := filepath.Join(t.TempDir(), "pass"), filepath.Join(t.TempDir(), "host.backup")
 		if err := errors.Join(readErr, os.WriteFile(pass, []byte("correct horse\n"), 0o600)); err != nil {
 			t.Fatal(err)
@@ -242,7 +245,7 @@ func TestMountRestored(t *testing.T) {
 			}
 			return nil
 		})
-		if err := os.WriteFile(plugin, binary, 0o755); err != nil {
+		if err := os.WriteFile(plugins[0], binary, 0o755); err != nil {
 			t.Fatal(err)
 		}
 		h.eventually("it gets the folder where it is now", func() error {

@@ -41,6 +41,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sys/unix"
 
+	"github.com/dals-host/dals-host/host/internal/failpoint"
 	"github.com/dals-host/dals-host/host/internal/turn"
 	"github.com/dals-host/dals-host/host/internal/whole"
 	"github.com/dals-host/dals-host/host/launch"
@@ -180,9 +181,11 @@ func (l *Launcher) Down(context.Context) error {
 	if n := len(l.workers); n > 0 {
 		return fmt.Errorf("take launcher down: %d workers are left: %w", n, worker.ErrConflict)
 	}
+	failpoint.Hit("process", "remove", "before")
 	if err := os.RemoveAll(l.dir); err != nil {
 		return fmt.Errorf("take launcher down: %w", err)
 	}
+	failpoint.Hit("process", "remove", "after")
 	return nil
 }
 
