@@ -3,6 +3,7 @@ package sdk_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -227,6 +228,52 @@ func TestOpenAndClose(t *testing.T) {
 		t.Errorf("close that fails: %v", err)
 	}
 	<-p.closed
+}
+
+// TestLobby: while a type opens, its host gets a connection, and waits on it for the
+// Hello.
+func TestLobby(t *testing.T) {
+	t.Parallel()
+	p := newProbe()
+	p.mayOpen = make(chan struct{})
+	w := workertest.New(t, p.typ)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- w.Run(ctx) }()
+	stream, err := w.Client().Exchange(ctx, grpc.WaitForReady(true))
+	must(t, err)
+	said := make(chan error, 1)
+	go func() {
+		first, err := stream.Recv()
+		if err == nil && first.GetHello().GetSerial() != w.Identity.WorkerSerial {
+			err = fmt.Errorf("it said %v", first)
+		}
+		said <- err
+	}()
+	select {
+	case err := <-said:
+		t.Errorf("it spoke before it was open: %v", err)
+	case err := <-ended:
+		t.Fatal(err)
+	default:
+	}
+	close(p.mayOpen)
+	must(t, <-said)
+	cancel()
+	must(t, <-ended)
+	p = newProbe()
+	p.mayOpen, p.openErr = make(chan struct{}), errors.New("no hay")
+	w = workertest.New(t, p.typ)
+	go func() { ended <- w.Run(t.Context()) }()
+	stream, err = w.Client().Exchange(t.Context(), grpc.WaitForReady(true))
+	must(t, err)
+	close(p.mayOpen)
+	if _, err := stream.Recv(); status.Code(err) != codes.Unavailable && status.Code(err) != codes.Canceled {
+		t.Errorf("of a worker that does not open the host hears %v", err)
+	}
+	if err := <-ended; err == nil || err.Error() != "open worker type: no hay" {
+		t.Errorf("it ended with %v", err)
+	}
 }
 
 func TestFailedStartIsOneClearLine(t *testing.T) {

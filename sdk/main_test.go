@@ -54,6 +54,7 @@ type probe struct {
 	holding chan struct{} // gets one value for each task that holds
 	opened  *sdk.Worker
 	openErr error
+	mayOpen chan struct{} // it opens when that is closed; at once where it is nil
 	closed  chan struct{}
 	tight   bool // less time and room than usual
 	patient bool // more time to end than usual
@@ -128,7 +129,13 @@ func (p *probe) typ() sdk.Type {
 				return text{Text: "went"}, awaitGo(ctx)
 			}),
 		},
-		Open:  func(_ context.Context, w *sdk.Worker) error { p.opened = w; return p.openErr },
+		Open: func(_ context.Context, w *sdk.Worker) error {
+			if p.mayOpen != nil {
+				<-p.mayOpen
+			}
+			p.opened = w
+			return p.openErr
+		},
 		Close: func() error { p.closed <- struct{}{}; return p.closeErr },
 	}
 	t.Tasks = append(t.Tasks, sdk.Process(processor{},

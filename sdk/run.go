@@ -4,25 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"net"
-	"os"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
-
-	workerv1 "github.com/dals-host/dals-host/sdk/proto/worker/v1"
-	"github.com/dals-host/dals-host/sdk/wire"
 )
 
-// runner is one worker while it lives. Its methods are the worker plane.
+// runner is one worker while it lives, behind its lobby.
 type runner struct {
-	workerv1.UnimplementedWorkerServiceServer
 	typ       *checkedType
 	worker    *Worker
 	integrity *integrity
@@ -36,8 +27,6 @@ type runner struct {
 	streams sync.WaitGroup  // the goroutines of streams, and rest
 }
 
-var _ workerv1.WorkerServiceServer = (*runner)(nil)
-
 // ServeWorker is the worker whose folder is dir, until ctx ends; then it finishes
 // what is in flight, within 5 s, and returns nil. Serve calls it; tests do
 // through sdk/workertest. t must not be served twice. An error says why the
@@ -45,27 +34,33 @@ var _ workerv1.WorkerServiceServer = (*runner)(nil)
 // no error: the worker then tells its host so, refuses every envelope, and
 // ends with an error when the folder has been mended.
 func ServeWorker(ctx context.Context, t Type, dir string, log hclog.Logger) error {
-	c, err := t.check()
-	if err != nil {
-		return fmt.Errorf("check type: %w", err)
-	}
-	return c.serveDir(ctx, dir, log)
+	return t.serveDir(ctx, t.check, dir, log)
 }
 
-func (c *checkedType) serveDir(ctx context.Context, dir string, log hclog.Logger) error {
+// serveDir is ServeWorker with the check that t still needs.
+func (t Type) serveDir(ctx context.Context, check func() (*checkedType, error), dir string, log hclog.Logger) error {
 	f, err := openFolder(dir)
 	if err != nil {
 		return err
 	}
 	defer f.root.Close()
-	if f.identity.WorkerType != c.Name {
-		return fmt.Errorf("start worker: %s is of type %s, this binary is %s", f.identity.WorkerSerial, f.identity.WorkerType, c.Name)
+	if f.identity.WorkerType != t.Name {
+		return fmt.Errorf("start worker: %s is of type %s, this binary is %s", f.identity.WorkerSerial, f.identity.WorkerType, t.Name)
 	}
-	return c.serveFolder(ctx, f, dir, log.With("serial", f.identity.WorkerSerial))
+	lobby, err := openLobby(f, dir)
+	if err != nil {
+		return err
+	}
+	defer lobby.close()
+	c, err := check()
+	if err != nil {
+		return fmt.Errorf("check type: %w", err)
+	}
+	return c.serveFolder(ctx, f, lobby, dir, log.With("serial", f.identity.WorkerSerial))
 }
 
 // serveFolder is the whole life of a worker, in order.
-func (c *checkedType) serveFolder(ctx context.Context, f *folder, dir string, log hclog.Logger) (err error) {
+func (c *checkedType) serveFolder(ctx context.Context, f *folder, lobby *lobby, dir string, log hclog.Logger) (err error) {
 	tasks, endTasks := context.WithCancel(context.WithoutCancel(ctx))
 	defer endTasks()
 	w := &Worker{identity: *f.identity, key: f.key, dir: dir, log: log}
@@ -89,10 +84,6 @@ func (c *checkedType) serveFolder(ctx context.Context, f *folder, dir string, lo
 	if err != nil {
 		return err
 	}
-	listener, err := listen(f.root, dir)
-	if err != nil {
-		return err
-	}
 	r := &runner{
 		typ:       c,
 		worker:    w,
@@ -103,13 +94,7 @@ func (c *checkedType) serveFolder(ctx context.Context, f *folder, dir string, lo
 		tasks:     tasks,
 		stopped:   make(chan struct{}),
 	}
-	server := grpc.NewServer(
-		grpc.Creds(credentials.NewTLS(f.tls)),
-		grpc.MaxRecvMsgSize(wire.MaxMessage),
-		grpc.WaitForHandlers(true),
-	)
-	workerv1.RegisterWorkerServiceServer(server, r)
-	return r.serve(ctx, server, listener, endTasks)
+	return r.serve(ctx, lobby, endTasks)
 }
 
 // open configures the type and lets it open what it needs.
@@ -140,38 +125,20 @@ func (c *checkedType) close() error {
 	return nil
 }
 
-// listen makes the worker's socket, in place of one that an earlier process
-// left.
-func listen(root *os.Root, dir string) (net.Listener, error) {
-	if err := root.Remove(wire.Socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("remove old socket: %w", err)
-	}
-	path := filepath.Join(dir, wire.Socket)
-	listener, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, fmt.Errorf("listen on socket: %w", err)
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		return nil, errors.Join(fmt.Errorf("protect socket: %w", err), listener.Close())
-	}
-	return listener, nil
-}
-
 // serve answers the host until ctx ends, or the server does.
-func (r *runner) serve(ctx context.Context, server *grpc.Server, listener net.Listener, endTasks func()) error {
-	ended := make(chan error, 1)
-	go func() { ended <- server.Serve(listener) }()
+func (r *runner) serve(ctx context.Context, l *lobby, endTasks func()) error {
+	l.admit(r)
 	r.streams.Go(r.rest)
 	r.worker.log.Info("worker started", "type", r.typ.Name, "version", r.typ.Version)
 	var err error
 	select {
 	case <-ctx.Done():
-	case err = <-ended:
+	case err = <-l.ended:
 		err = fmt.Errorf("serve worker: %w", err)
 	case <-r.integrity.mended:
 		err = errors.New("the fault in the worker's folder is mended: it has to start again")
 	}
-	r.end(server, endTasks)
+	r.end(l.server, endTasks)
 	r.worker.log.Info("worker ended")
 	return err
 }

@@ -31,21 +31,20 @@ func Serve(t Type) {
 
 func serve(t Type) int {
 	handshake := wire.Handshake()
-	check, live := t.check, func(c *checkedType) int {
-		printInstructions(os.Stdout, c)
-		return 1
+	probed := os.Getenv(handshake.MagicCookieKey) == handshake.MagicCookieValue
+	if dir := os.Getenv(wire.WorkerDirEnv); dir != "" && !probed {
+		return serveWorker(t, dir)
 	}
-	if os.Getenv(handshake.MagicCookieKey) == handshake.MagicCookieValue {
-		live = serveProbe
-	} else if dir := os.Getenv(wire.WorkerDirEnv); dir != "" {
-		check, live = t.checkProbed, func(c *checkedType) int { return serveWorker(c, dir) }
-	}
-	c, err := check()
+	c, err := t.check()
 	if err != nil {
 		printFaults(os.Stderr, t, err)
 		return 1
 	}
-	return live(c)
+	if probed {
+		return serveProbe(c)
+	}
+	printInstructions(os.Stdout, c)
+	return 1
 }
 
 // serveProbe answers a host's probe until the host ends it.
@@ -54,14 +53,14 @@ func serveProbe(c *checkedType) int {
 		HandshakeConfig: wire.Handshake(),
 		Plugins:         wire.PluginSet(&describer{descriptor: c.describe()}),
 		GRPCServer:      plugin.DefaultGRPCServer,
-		Logger:          newLogger(c, hclog.Warn),
+		Logger:          newLogger(c.Type, hclog.Warn),
 	})
 	return 1 // only reached when go-plugin could not start
 }
 
 // serveWorker is a worker until SIGTERM.
-func serveWorker(c *checkedType, dir string) int {
-	log := newLogger(c, hclog.Info)
+func serveWorker(t Type, dir string) int {
+	log := newLogger(t, hclog.Info)
 	// A library that prints must not end up in nowhere; stderr is the log.
 	if err := unix.Dup3(2, 1, 0); err != nil {
 		log.Error("could not claim stdout", "error", err)
@@ -71,7 +70,7 @@ func serveWorker(c *checkedType, dir string) int {
 	signal.Ignore(unix.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
 	defer stop()
-	if err := c.serveDir(ctx, dir, log); err != nil {
+	if err := t.serveDir(ctx, t.checkProbed, dir, log); err != nil {
 		log.Error("worker cannot go on", "error", err)
 		return 1
 	}
@@ -80,9 +79,9 @@ func serveWorker(c *checkedType, dir string) int {
 
 // newLogger writes lines that a host can parse, to the only stream that is a log
 // in every life.
-func newLogger(c *checkedType, level hclog.Level) hclog.Logger {
+func newLogger(t Type, level hclog.Level) hclog.Logger {
 	return hclog.New(&hclog.LoggerOptions{
-		Name:       c.Name,
+		Name:       t.Name,
 		Level:      level,
 		Output:     os.Stderr,
 		JSONFormat: true,
