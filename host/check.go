@@ -13,6 +13,10 @@ import (
 // The error names what is missing, and its hint the command that helps.
 func CheckContainers(ctx context.Context) (by string, err error) { return containerd.Available(ctx) }
 
+// CheckUserNamespaces says whether containers can have user namespaces of their own
+// on this machine. The error says why not, and its hint what to do.
+func CheckUserNamespaces(ctx context.Context) error { return containerd.UserNamespaces(ctx) }
+
 // CheckPorts says whether workers can have ports from low to high, or with both
 // 0 those that they get by default.
 func CheckPorts(low, high int) error {

@@ -47,6 +47,7 @@ type Config struct {
 	Launcher   string   // auto, containerd or process
 	Containerd string   // "private", for one of the host's own, or the address of another; empty for the one of its workers, or else private
 	Runtime    string   // crun or runc; empty for the better one of those installed
+	UserNS     bool     // new containers have user namespaces of their own; takes a private containerd
 	HTTP       string   // address for /healthz; empty for none
 	PortLow    int      // the workers' ports, from this one
 	PortHigh   int      // to this; both 0 for the default range

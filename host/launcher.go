@@ -31,17 +31,29 @@ func pickLauncher(ctx context.Context, c Config, hostID string, living []worker.
 				"use --launcher "+w.Launcher+", or retire its workers first")
 		}
 	}
-	logger := c.Logger.Named(name)
-	var launcher launch.Launcher
-	if name == launcherContainerd {
-		launcher, err = containerd.New(ctx, containerd.Config{DataDir: c.DataDir, HostID: hostID, Address: c.Containerd, Runtime: c.Runtime, Logger: logger})
-	} else {
-		launcher, err = process.New(ctx, process.Config{DataDir: c.DataDir, HostID: hostID, Logger: logger})
+	if c.UserNS && name != launcherContainerd {
+		return nil, "", worker.Hint(fmt.Errorf("user namespaces under the %s launcher: %w", name, worker.ErrInvalid), "leave out --userns, or use --launcher containerd")
 	}
+	launcher, err := openLauncher(ctx, c, name, hostID)
 	if err != nil {
 		return nil, "", fmt.Errorf("open %s launcher: %w", name, err)
 	}
+	if c.UserNS {
+		reason += "; new containers have user namespaces"
+	}
 	return withPoints(launcher), reason, nil
+}
+
+func openLauncher(ctx context.Context, c Config, name, hostID string) (launch.Launcher, error) {
+	logger := c.Logger.Named(name)
+	if name == launcherProcess {
+		return process.New(ctx, process.Config{DataDir: c.DataDir, HostID: hostID, Logger: logger})
+	}
+	config := containerd.Config{DataDir: c.DataDir, HostID: hostID, Address: c.Containerd, Runtime: c.Runtime, Logger: logger}
+	if c.UserNS {
+		config.RootUID = rootUIDOf(hostID)
+	}
+	return containerd.New(ctx, config)
 }
 
 func decideLauncher(ctx context.Context, c Config, living []worker.Worker) (name, reason string, err error) {

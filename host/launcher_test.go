@@ -53,6 +53,10 @@ func TestPickLauncherRefuses(t *testing.T) {
 	if !errors.Is(err, worker.ErrConflict) || !strings.Contains(worker.HintOf(err), "--launcher containerd") {
 		t.Errorf("another launcher: %v (%s)", err, worker.HintOf(err))
 	}
+	c.UserNS = true
+	if _, _, err := pickLauncher(t.Context(), c, "0123456789abcdef", nil); !errors.Is(err, worker.ErrInvalid) || !strings.Contains(worker.HintOf(err), "--userns") {
+		t.Errorf("the process launcher with user namespaces: %v (%s)", err, worker.HintOf(err))
+	}
 	c.Containerd = "/run/containerd/containerd.sock"
 	if _, _, err := pickLauncher(t.Context(), c, "0123456789abcdef", nil); !errors.Is(err, worker.ErrInvalid) || worker.HintOf(err) == "" {
 		t.Errorf("the process launcher with a containerd: %v", err)

@@ -54,4 +54,7 @@ func TestUIDBlocks(t *testing.T) {
 	if a == b || a < firstUID || (a-firstUID)%uidsPerHost != 0 || firstUID+uidBlocks*uidsPerHost > 1<<31-1 {
 		t.Errorf("blocks at %d and %d", a, b)
 	}
+	if root := rootUIDOf("0123456789abcdef"); root < a+probeUIDs || root >= a+uidsPerHost {
+		t.Errorf("root of user namespaces %d, of the block at %d", root, a)
+	}
 }

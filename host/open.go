@@ -31,7 +31,8 @@ import (
 
 // The uids of a host that is root: a block for each host of a machine, chosen by
 // its id, far above what useradd and the container tools hand out. The first two
-// are for probes of plugins, the others for workers.
+// are for probes of plugins, the last is root in containers' user namespaces, the
+// others are for workers.
 const (
 	firstUID    = 1 << 30
 	uidsPerHost = 1 << 14
@@ -44,6 +45,9 @@ func firstUIDOf(hostID string) int {
 	sum := sha256.Sum256([]byte(hostID))
 	return firstUID + int(binary.BigEndian.Uint16(sum[:])%uidBlocks)*uidsPerHost
 }
+
+// rootUIDOf is root in the user namespaces of a host's containers.
+func rootUIDOf(hostID string) int { return firstUIDOf(hostID) + uidsPerHost - 1 }
 
 // What must happen once in a data folder's life leaves a mark in the registry:
 // the operator is enrolled; the record has a checkpoint.
@@ -179,8 +183,8 @@ func (h *Host) openSupervisorAndForge(context.Context) error {
 		Changed: h.mirrors.changed, OwnUID: os.Geteuid(), Own: slices.Concat(h.PluginDirs, []string{h.paths.data}), Spec: h.spec, Warm: h.Warm, Logger: h.Logger.Named("forge"),
 	}
 	if os.Geteuid() == 0 {
-		first := firstUIDOf(h.keys.HostID())
-		c.UIDs = forge.UIDRange{Low: first + probeUIDs, High: first + uidsPerHost - 1}
+		id := h.keys.HostID()
+		c.UIDs = forge.UIDRange{Low: firstUIDOf(id) + probeUIDs, High: rootUIDOf(id) - 1}
 	}
 	h.forge = forge.New(c)
 	return nil

@@ -31,7 +31,10 @@ func checkContainers(ctx context.Context) finding {
 	by, err := host.CheckContainers(ctx)
 	switch {
 	case err == nil:
-		return ok("workers can run in containers: %s", by)
+		if err := host.CheckUserNamespaces(ctx); err != nil {
+			return ok("workers can run in containers: %s; without user namespaces: %v", by, err)
+		}
+		return ok("workers can run in containers: %s; user namespaces (serve --userns) can be had", by)
 	case os.Geteuid() != 0:
 		return warn(hintOf(err), "%v", err)
 	}

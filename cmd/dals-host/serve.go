@@ -35,7 +35,8 @@ serves, and tells systemd (Type=notify, with KillMode=process and Delegate=yes).
   dals-host serve --data-dir ./data --plugins ./plugins --launcher process
   dals-host serve --containerd /run/containerd/containerd.sock
   dals-host serve --http 127.0.0.1:8080 --log-level debug
-  dals-host serve --warm template=4`,
+  dals-host serve --warm template=4
+  dals-host serve --userns`,
 		Args: exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			// Before anything is opened: a slip of the pen makes no data folder.
@@ -43,6 +44,9 @@ serves, and tells systemd (Type=notify, with KillMode=process and Delegate=yes).
 				return usagef("--launcher %s: use auto, containerd or process", config.Launcher)
 			}
 			if err := checkContainerd(config); err != nil {
+				return err
+			}
+			if err := checkUserNS(config); err != nil {
 				return err
 			}
 			if !slices.Contains([]string{"", "crun", "runc"}, config.Runtime) {
@@ -74,6 +78,7 @@ serves, and tells systemd (Type=notify, with KillMode=process and Delegate=yes).
 	flags.StringVar(&config.Launcher, "launcher", "auto", "what runs workers: auto, containerd or process")
 	flags.StringVar(&config.Containerd, "containerd", "", "containerd to use: the `ADDRESS` of its socket, or private for one of the host's own (default what the workers are under, or else private)")
 	flags.StringVar(&config.Runtime, "runtime", "", "OCI runtime of new containers: crun or runc (default the first that is installed)")
+	flags.BoolVar(&config.UserNS, "userns", false, "give each new container a user namespace of its own")
 	flags.StringVar(&config.HTTP, "http", "", "`ADDRESS` to answer /healthz at (default none)")
 	flags.DurationVar(&config.Drain, "drain", 15*time.Second, "time for running calls to end once the host is told to; a task may take up to 5m")
 	flags.StringVar(&ports, "ports", "", "`LOW-HIGH`: the range that workers' ports are taken from (default 20000-29999)")
@@ -90,6 +95,19 @@ func checkContainerd(c host.Config) error {
 		return usagef("--containerd %s: give the absolute path of its socket, or private", c.Containerd)
 	case c.Launcher == "process":
 		return usagef("--containerd %s: with --launcher process there are no containers", c.Containerd)
+	}
+	return nil
+}
+
+// checkUserNS refuses user namespaces where there are none to be had.
+func checkUserNS(c host.Config) error {
+	switch {
+	case !c.UserNS:
+		return nil
+	case c.Launcher == "process":
+		return usagef("--userns: with --launcher process there are no containers")
+	case c.Containerd != "" && c.Containerd != "private":
+		return usagef("--userns: not with --containerd %s, only with one of the host's own", c.Containerd)
 	}
 	return nil
 }

@@ -154,7 +154,8 @@ type Launcher interface {
 	Discard(ctx context.Context, digest string) error
 	// Create makes the worker known without running it. A worker that is known
 	// already is a worker.ErrConflict: also where a host that died while it created
-	// the same worker had it created after all, a moment after this one looked.
+	// the same worker had it created after all, a moment after this one looked. What
+	// confines it from its next Start on is then what this launcher would have made.
 	Create(ctx context.Context, spec Spec) error
 	// Warm does for a worker that is yet to be created what can be done before its
 	// folder is whole: a Create of the same spec, but for Dir, takes that over if it

@@ -24,7 +24,7 @@ func TestBombs(t *testing.T) {
 	for _, runtime := range []string{"crun", "runc"} {
 		t.Run(runtime, func(t *testing.T) {
 			t.Parallel()
-			c := newCage(t, runtime)
+			c := newCage(t, "--runtime", runtime)
 			calm := c.watchBystander()
 			for _, b := range fillers(t) {
 				c.check(b)

@@ -43,13 +43,19 @@ type cage struct {
 // secret stands in the host's environment.
 const secret = "DALS_E2E_SECRET_OF_THE_HOST"
 
-func newCage(t *testing.T, runtime string) *cage {
+// cages are the kinds of cages, and the flags that give them.
+var cages = map[string][]string{
+	"crun": {"--runtime", "crun"}, "runc": {"--runtime", "runc"},
+	"crun, user namespaces": {"--runtime", "crun", "--userns"}, "runc, user namespaces": {"--runtime", "runc", "--userns"},
+}
+
+func newCage(t *testing.T, flags ...string) *cage {
 	t.Helper()
 	binary, err := hostile()
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &host{t: t, launcher: "containerd", flags: []string{"--runtime", runtime}, env: []string{secret + "=1"}}
+	h := &host{t: t, launcher: "containerd", flags: flags, env: []string{secret + "=1"}}
 	h.setup()
 	h.drop("dals-worker-hostile")
 	h.eventually("hostile is registered", func() error {
@@ -131,10 +137,10 @@ var callsRefused = map[string][]string{
 // TestCageHolds: every way out that we know is refused to a forged worker, and
 // would be none without the cage.
 func TestCageHolds(t *testing.T) {
-	for _, runtime := range []string{"crun", "runc"} {
-		t.Run(runtime, func(t *testing.T) {
+	for name, flags := range cages {
+		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			c := newCage(t, runtime)
+			c := newCage(t, flags...)
 			for _, a := range slices.Concat(statusOfCage(), systemCalls(), c.files(), c.kernelFiles(), c.network()) {
 				c.check(a)
 			}

@@ -22,36 +22,38 @@ type uses struct {
 // asks again does not get it back.
 func TestGrantsOverTime(t *testing.T) {
 	t.Parallel()
-	launchers(t, func(t *testing.T, h *host) {
-		u := uses{host: h, outpost: newOutpost(t, h)}
-		all := []string{"call:template", u.grant(), "ingress:hooks"}
-		h.dropWandererOf("2.0.0", "ingress:hooks")
-		h.dropWandererOf("3.0.0", all...)
-		h.forge("nora", "template")
-		args := []string{"forge", "--type", "wanderer", "--version", "1.0.0", "--name", "far", "--class-code", "A1"}
-		for _, grant := range all {
-			args = append(args, "--grant", grant)
+	launchers(t, grantsOverTime)
+}
+
+func grantsOverTime(t *testing.T, h *host) {
+	u := uses{host: h, outpost: newOutpost(t, h)}
+	all := []string{"call:template", u.grant(), "ingress:hooks"}
+	h.dropWandererOf("2.0.0", "ingress:hooks")
+	h.dropWandererOf("3.0.0", all...)
+	h.forge("nora", "template")
+	args := []string{"forge", "--type", "wanderer", "--version", "1.0.0", "--name", "far", "--class-code", "A1"}
+	for _, grant := range all {
+		args = append(args, "--grant", grant)
+	}
+	h.runJSON(&u.worker, args...)
+	u.may(all...)
+	for _, command := range []string{"stop", "start", "restart"} {
+		if _, stderr, code := h.run(command, "far"); code != 0 {
+			t.Fatalf("%s: exit %d: %s", command, code, stderr)
 		}
-		h.runJSON(&u.worker, args...)
-		u.may(all...)
-		for _, command := range []string{"stop", "start", "restart"} {
-			if _, stderr, code := h.run(command, "far"); code != 0 {
-				t.Fatalf("%s: exit %d: %s", command, code, stderr)
-			}
+	}
+	u.may(all...)
+	h.next(h.kill)
+	u.may(all...)
+	for _, version := range []string{"2.0.0", "3.0.0"} {
+		if _, stderr, code := h.run("upgrade", "far", "--version", version); code != 0 {
+			t.Fatalf("upgrade: exit %d: %s", code, stderr)
 		}
-		u.may(all...)
+		u.may("ingress:hooks")
 		h.next(h.kill)
-		u.may(all...)
-		for _, version := range []string{"2.0.0", "3.0.0"} {
-			if _, stderr, code := h.run("upgrade", "far", "--version", version); code != 0 {
-				t.Fatalf("upgrade: exit %d: %s", code, stderr)
-			}
-			u.may("ingress:hooks")
-			h.next(h.kill)
-			u.may("ingress:hooks")
-		}
-		u.told()
-	})
+		u.may("ingress:hooks")
+	}
+	u.told()
 }
 
 // told: what the worker was refused since its host was killed is in the record.

@@ -13,10 +13,10 @@ import (
 // TestProbeIsCaged: a plugin that nobody knows, and that tries every way out while
 // it is asked what it is, comes no further than a worker, and has less.
 func TestProbeIsCaged(t *testing.T) {
-	for _, runtime := range []string{"crun", "runc"} {
-		t.Run(runtime, func(t *testing.T) {
+	for name, flags := range cages {
+		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			c := newCage(t, runtime)
+			c := newCage(t, flags...)
 			for typ, attempts := range map[string][]attempt{
 				"calls": slices.Concat(statusOfCage(), systemCalls()),
 				"files": slices.Concat(c.files(), c.kernelFiles(), c.network()),

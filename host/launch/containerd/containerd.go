@@ -88,8 +88,13 @@ type Config struct {
 	// Shim is the path of the program of package shim. Empty is the one beside the
 	// program that runs, or where programs are, or else containerd's own. With a
 	// containerd that somebody else runs it is always containerd's own.
-	Shim   string
-	Logger hclog.Logger
+	Shim string
+	// RootUID, where it is not 0, gives new containers user namespaces of their own, in
+	// which root is this uid and gid of the machine, which nobody else may have. It takes
+	// a private containerd, and a machine of which UserNamespaces says that it can. Workers'
+	// folders can then be passed by all who get there (o+x): DataDir has to be root's alone.
+	RootUID int
+	Logger  hclog.Logger
 }
 
 // Launcher runs workers as containers. It is a launch.Launcher.

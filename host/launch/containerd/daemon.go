@@ -8,6 +8,8 @@ import (
 	"github.com/containerd/containerd/v2/client"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+
+	"github.com/dals-host/dals-host/host/worker"
 )
 
 // Private is the Address of a containerd of the launcher's own.
@@ -34,6 +36,11 @@ func (l *Launcher) openDaemon(ctx context.Context) error {
 	if l.tools, err = findTools(ctx, l.cfg.Shim, l.cfg.Runtime); err != nil {
 		return err
 	}
+	if l.cfg.RootUID != 0 {
+		if err := UserNamespaces(ctx); err != nil {
+			return err
+		}
+	}
 	p, err := startPrivate(ctx, l.cfg, l.tools, l.log)
 	if err != nil {
 		return err
@@ -46,6 +53,10 @@ func (l *Launcher) openDaemon(ctx context.Context) error {
 }
 
 func (l *Launcher) openShared(ctx context.Context, address string) (err error) {
+	if l.cfg.RootUID != 0 {
+		return worker.Hint(fmt.Errorf("user namespaces under the containerd at %s, which cannot be shown root folders: %w", address, worker.ErrInvalid),
+			"leave out --userns; with --containerd private they can be had")
+	}
 	if l.tools, err = findToolsBeside(ctx, l.cfg.Runtime); err != nil {
 		return err
 	}

@@ -115,7 +115,7 @@ func (p *private) down(ctx context.Context) error {
 	if p.runDir != "" {
 		err = os.RemoveAll(p.runDir)
 	}
-	err = errors.Join(err, p.removeState(), os.RemoveAll(p.dir))
+	err = errors.Join(err, p.removeState(), removeEmpty(p.roots), os.RemoveAll(p.dir))
 	failpoint.Hit("containerd", "remove", "after")
 	return err
 }

@@ -10,11 +10,8 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
-	runcoptions "github.com/containerd/containerd/api/types/runc/options"
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/core/containers"
-	"github.com/containerd/typeurl/v2"
-	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/dals-host/dals-host/host/launch"
@@ -54,27 +51,6 @@ func (l *Launcher) createCold(ctx context.Context, spec launch.Spec) error {
 	return err
 }
 
-// register has containerd know of the container of spec.
-func (l *Launcher) register(ctx context.Context, c containers.Container, spec launch.Spec) error {
-	// From here on to the record the image must not be discarded.
-	digest := spec.Image.Digest
-	kept, err := l.images.Take(ctx, digest)
-	if err != nil {
-		return err
-	}
-	defer kept()
-	if !rootfsReady(l.rootfs(digest)) {
-		return fmt.Errorf("image %s is not prepared: %w", digest, worker.ErrInvalid)
-	}
-	if len(spec.Mounts) > 0 {
-		if err := havePlaces(l.rootfs(digest)); err != nil {
-			return err
-		}
-	}
-	_, err = l.client.ContainerService().Create(ctx, c)
-	return family(err)
-}
-
 func (l *Launcher) check(spec launch.Spec) error {
 	if err := spec.Check(); err != nil {
 		return err
@@ -84,58 +60,6 @@ func (l *Launcher) check(spec launch.Spec) error {
 	}
 	return nil
 }
-
-func (l *Launcher) container(spec launch.Spec) (containers.Container, error) {
-	cage, err := l.ociSpec(spec)
-	if err != nil {
-		return containers.Container{}, err
-	}
-	c, err := l.caged(spec.Serial, cage)
-	c.Image = imageName(spec.Image)
-	c.Labels = map[string]string{
-		labelHost:    l.cfg.HostID,
-		labelSerial:  string(spec.Serial),
-		labelDigest:  spec.Image.Digest,
-		labelType:    spec.Image.Type,
-		labelVersion: spec.Image.Version,
-		labelLog:     filepath.Join(spec.Dir, launch.LogsDir, launch.LogFile),
-	}
-	return c, errors.Join(err, labelMounts(c.Labels, spec.Mounts))
-}
-
-// runnerContainer is no worker's: it bears another label than those.
-func (l *Launcher) runnerContainer(r *Runner) (containers.Container, error) {
-	cage, err := l.cage(cell{
-		id: r.id, digest: r.cfg.Image.Digest, uid: r.cfg.UID, limits: r.cfg.Limits, env: r.env,
-		files: tmpBytes, cpu: uint64(r.cfg.Life/time.Second) + 1,
-	})
-	if err != nil {
-		return containers.Container{}, err
-	}
-	c, err := l.caged(r.id, cage)
-	c.Labels = map[string]string{labelRunner: l.cfg.HostID, labelDigest: r.cfg.Image.Digest}
-	return c, err
-}
-
-// caged is the record of a container with that cage.
-func (l *Launcher) caged(id worker.Serial, cage *specs.Spec) (containers.Container, error) {
-	cageAny, err := typeurl.MarshalAny(cage)
-	if err != nil {
-		return containers.Container{}, fmt.Errorf("encode container: %w", err)
-	}
-	options, err := typeurl.MarshalAny(&runcoptions.Options{BinaryName: l.tools.runtime, Root: l.site.runcRoot()})
-	if err != nil {
-		return containers.Container{}, fmt.Errorf("encode runtime options: %w", err)
-	}
-	return containers.Container{
-		ID:      string(id),
-		Runtime: containers.RuntimeInfo{Name: l.site.shim, Options: options},
-		Spec:    cageAny,
-	}, nil
-}
-
-// folderOf is the worker's folder.
-func folderOf(c containers.Container) string { return filepath.Dir(filepath.Dir(c.Labels[labelLog])) }
 
 // Start makes the container's task and starts it. A task that was made and not
 // started, because its host died in between, is taken up.

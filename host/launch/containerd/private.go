@@ -33,6 +33,7 @@ type private struct {
 	runtime string
 	program string // of the shim
 	runDir  string // outside of dir, or "": where the socket is when dir is too deep for one
+	users   bool   // containers are to have user namespaces of their own
 
 	life    context.Context // ends with close
 	end     context.CancelFunc
@@ -50,13 +51,14 @@ const maxSocket = 104 - len(".ttrpc")
 // startPrivate finds the data folder's containerd running or starts it, waits
 // until it answers, and keeps it running until close.
 func startPrivate(ctx context.Context, cfg Config, tools tools, log hclog.Logger) (*private, error) {
-	p := &private{log: log, binary: tools.containerd, runtime: tools.runtime, program: tools.shim}
+	p := &private{log: log, binary: tools.containerd, runtime: tools.runtime, program: tools.shim, users: cfg.RootUID != 0}
 	p.site = newSite(cfg, filepath.Join(dirOf(cfg), "containerd.sock"), filepath.Join(dirOf(cfg), "state"))
 	if len(p.address) > maxSocket {
 		p.runDir = filepath.Join("/run", namespace(cfg.HostID))
 		p.address = filepath.Join(p.runDir, "containerd.sock")
 	}
 	p.shim = filepath.Join(p.dir, "shim")
+	p.roots = filepath.Join("/run", p.unique()+".rootfs")
 	p.life, p.end = context.WithCancel(context.WithoutCancel(ctx))
 	process, err := p.ensure(ctx)
 	if err != nil {
@@ -87,6 +89,9 @@ func (p *private) ensure(ctx context.Context) (*pidfd.Process, error) {
 		return nil, fmt.Errorf("lock: %w", err)
 	}
 	running, err := p.find()
+	if err == nil {
+		running, err = p.endBlind(ctx, running)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -170,6 +175,9 @@ func (p *private) spawn(cmd *exec.Cmd) error {
 			p.log.Warn("the container runtime guards itself, which takes longer", "error", err)
 		} else {
 			cmd.Env = append(cmd.Env, guardedEnv)
+		}
+		if err := p.showRoots(); err != nil {
+			return err
 		}
 		return cmd.Start()
 	})

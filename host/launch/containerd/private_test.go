@@ -333,19 +333,13 @@ func TestNoBoot(t *testing.T) {
 func TestNewFails(t *testing.T) {
 	t.Parallel()
 	b := launchtest.NewFolder(t, open)
-	rootfs := filepath.Join(b.Config.DataDir, "containerd", "rootfs")
-	if err := os.Mkdir(filepath.Dir(rootfs), 0o700); err != nil {
-		t.Fatal(err)
-	}
 	spoil := func() {
-		if err := os.WriteFile(rootfs, []byte("not a folder"), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := open(b.Config); err == nil || !strings.Contains(err.Error(), "sweep") {
+		busy := filepath.Join(rootfsDir(dirOf(Config{DataDir: b.Config.DataDir})), unfinished+"busy")
+		must(t, os.MkdirAll(busy, 0o700), unix.Mount("tmpfs", busy, "tmpfs", 0, ""))
+		_, err := open(b.Config)
+		must(t, unix.Unmount(busy, 0), os.Remove(busy))
+		if err == nil || !strings.Contains(err.Error(), "sweep") {
 			t.Fatalf("opened: %v", err)
-		}
-		if err := os.Remove(rootfs); err != nil {
-			t.Fatal(err)
 		}
 	}
 	spoil()
@@ -368,13 +362,7 @@ func TestNewFails(t *testing.T) {
 	if err := b.Launcher.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Rename(rootfs, rootfs+".aside"); err != nil {
-		t.Fatal(err)
-	}
 	spoil()
-	if err := os.Rename(rootfs+".aside", rootfs); err != nil {
-		t.Fatal(err)
-	}
 	b.Reopen()
 	if now := containerdPID(t, b); now != pid {
 		t.Errorf("a containerd that was found, %d, did not stay: now it is %d", pid, now)

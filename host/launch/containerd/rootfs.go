@@ -16,7 +16,8 @@ import (
 // unfinished begins the names of folders that a crash may leave behind.
 const unfinished = ".new-"
 
-func (l *Launcher) rootfsDir() string { return filepath.Join(l.dir(), "rootfs") }
+func (l *Launcher) rootfsDir() string { return rootfsDir(l.dir()) }
+func rootfsDir(dir string) string     { return filepath.Join(dir, "rootfs") }
 
 // rootfs is the folder that all workers of one binary have as their root.
 func (l *Launcher) rootfs(digest string) string { return filepath.Join(l.rootfsDir(), digest) }

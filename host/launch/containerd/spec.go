@@ -56,7 +56,7 @@ func (l *Launcher) cage(c cell) (*specs.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &specs.Spec{
+	s := &specs.Spec{
 		Version:  "1.0.2", // nothing later is used, and runc of Debian 12 knows no more
 		Root:     &specs.Root{Path: l.rootfs(c.digest), Readonly: true},
 		Hostname: strings.ToLower(string(c.id)),
@@ -81,7 +81,11 @@ func (l *Launcher) cage(c cell) (*specs.Spec, error) {
 			MaskedPaths:       maskedPaths(),
 			ReadonlyPaths:     readonlyPaths(),
 		},
-	}, nil
+	}
+	if l.cfg.RootUID != 0 {
+		l.ownUsers(s, c)
+	}
+	return s, nil
 }
 
 // maskedPaths tell of the machine. Beside those that every container runtime

@@ -62,15 +62,19 @@ func (p *private) makeLink(link string) error {
 	return os.MkdirAll(target, 0o700)
 }
 
+// unique is a name of this data folder's own among all of a machine's.
+func (p *private) unique() string {
+	return fmt.Sprintf("%s-%.4x", p.namespace, sha256.Sum256([]byte(p.dir)))
+}
+
 // memory is a folder of this data folder's own in memory, or "".
 func (p *private) memory() string {
-	name := fmt.Sprintf("%s-%.4x", p.namespace, sha256.Sum256([]byte(p.dir)))
 	for _, root := range []string{"/run", "/dev/shm"} {
 		var fs unix.Statfs_t
 		if unix.Statfs(root, &fs) != nil || fs.Type != unix.TMPFS_MAGIC || fs.Bavail*uint64(fs.Bsize) < enoughState {
 			continue
 		}
-		if dir := filepath.Join(root, name); ownFolder(dir) {
+		if dir := filepath.Join(root, p.unique()); ownFolder(dir) {
 			return dir
 		}
 	}
