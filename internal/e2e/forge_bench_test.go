@@ -86,7 +86,7 @@ func median(v []float64) float64 {
 	if len(v) == 0 {
 		return 0
 	}
-	return v[len(v)/2]
+	return (v[(len(v)-1)/2] + v[len(v)/2]) / 2
 }
 
 // forgeAll forges the workers on a new host and takes it down.

@@ -64,8 +64,8 @@ func (h *host) idle(n int, watch time.Duration) {
 	b.ReportMetric(float64(late), "late-heartbeats")
 }
 
-// late counts the workers whose sign of life is overdue. One that is not live, or
-// was started again, is fatal.
+// late counts the workers whose sign of life is due and not there yet. One that is not
+// live, was started again, or has left out a sign of life, is fatal.
 func (h *host) late(n int) (late int) {
 	h.t.Helper()
 	workers, err := h.client.Workers(h.t.Context(), client.WorkerFilter{})
@@ -78,6 +78,9 @@ func (h *host) late(n int) (late int) {
 	for _, w := range workers {
 		if w.State != "live" || w.Restarts > 0 {
 			h.t.Fatalf("%s is %s (%s), restarted %d times", w.WorkerName, w.State, w.StateReason, w.Restarts)
+		}
+		if w.Heartbeat.Missed > 1 {
+			h.t.Fatalf("%s was last heard of at %s", w.WorkerName, w.Heartbeat.Last)
 		}
 		if w.Heartbeat.Missed > 0 {
 			late++
