@@ -52,12 +52,11 @@ func openFolder(dir string) (_ *folder, err error) {
 	if f.identity, err = identity.Decode(data); err != nil {
 		return nil, err
 	}
-	if err := f.readKeys(); err != nil {
-		return nil, err
-	}
 	return f, nil
 }
 
+// readKeys reads by what the worker proves who it is. The first key takes a process a
+// millisecond, for a table of Go's.
 func (f *folder) readKeys() error {
 	cert, certErr := f.read(certFile)
 	key, keyErr := f.read(keyFile)

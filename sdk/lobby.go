@@ -30,10 +30,14 @@ type lobby struct {
 
 var _ workerv1.WorkerServiceServer = (*lobby)(nil)
 
+// openLobby listens before it has the keys: the host finds the socket meanwhile.
 func openLobby(f *folder, dir string) (*lobby, error) {
 	listener, err := listen(f.root, dir)
 	if err != nil {
 		return nil, err
+	}
+	if err := f.readKeys(); err != nil {
+		return nil, errors.Join(err, listener.Close())
 	}
 	l := &lobby{
 		server: grpc.NewServer(
