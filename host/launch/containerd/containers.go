@@ -1,11 +1,12 @@
 package containerd
 
 import (
-	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"path/filepath"
+	"reflect"
 	"time"
 
 	runcoptions "github.com/containerd/containerd/api/types/runc/options"
@@ -105,7 +106,7 @@ func (l *Launcher) refit(ctx context.Context, c containers.Container) error {
 	if err != nil {
 		return fmt.Errorf("look up container: %w", family(err))
 	}
-	if known.Labels[labelHost] != l.cfg.HostID || known.Labels[labelDigest] != c.Labels[labelDigest] || bytes.Equal(known.Spec.GetValue(), c.Spec.GetValue()) {
+	if known.Labels[labelHost] != l.cfg.HostID || known.Labels[labelDigest] != c.Labels[labelDigest] || sameCage(known.Spec.GetValue(), c.Spec.GetValue()) {
 		return nil
 	}
 	known.Spec = c.Spec
@@ -113,4 +114,14 @@ func (l *Launcher) refit(ctx context.Context, c containers.Container) error {
 		return fmt.Errorf("renew cage: %w", family(err))
 	}
 	return nil
+}
+
+// sameCage compares two cages but for what only hastens them.
+func sameCage(one, other []byte) bool {
+	var a, b specs.Spec
+	if json.Unmarshal(one, &a) != nil || json.Unmarshal(other, &b) != nil {
+		return false
+	}
+	a.Annotations, b.Annotations = nil, nil
+	return reflect.DeepEqual(a, b)
 }
