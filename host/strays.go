@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/dals-host/dals-host/host/control"
+	"github.com/dals-host/dals-host/host/launch"
 	"github.com/dals-host/dals-host/host/registry"
 	"github.com/dals-host/dals-host/host/worker"
 )
@@ -32,7 +33,7 @@ type stray struct {
 // lookForStrays compares what the launcher has with the registry. What is there
 // only once may be on its way, and is not told of.
 func (h *Host) lookForStrays(ctx context.Context) {
-	created, err := h.launcher.List(ctx) // first: whatever is created has its row before
+	created, err := h.listWithin(ctx, 10*time.Second) // first: whatever is created has its row before
 	if err != nil {
 		h.Logger.Warn("launched workers not compared with the registry", "error", err)
 		return
@@ -113,8 +114,15 @@ func (s *strays) degraded() (faults []string) {
 
 // launcherFaults tells of a launcher that cannot be asked.
 func (h *Host) launcherFaults(ctx context.Context) []string {
-	if _, err := h.launcher.List(ctx); err != nil {
+	if _, err := h.listWithin(ctx, 2*time.Second); err != nil {
 		return []string{fmt.Sprintf("launcher: workers run on, and none can be started or stopped: %v", err)}
 	}
 	return nil
+}
+
+// listWithin asks the launcher, which may hang: what else there is to do shall be done.
+func (h *Host) listWithin(ctx context.Context, patience time.Duration) ([]launch.Status, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	return h.launcher.List(ctx)
 }

@@ -117,6 +117,7 @@ type Launcher struct {
 	overDisk  sync.Map     // serials of the runs that were ended because of their disk use
 	filter    atomic.Value // compiledFilter of new containers, once a runtime has made it
 	disk      diskLimits
+	pulse     pulse
 	watched   chan struct{}   // closed when nobody watches disks any more; nil before anybody does
 	runners   sync.WaitGroup  // of plugins that are not removed yet
 	life      context.Context // ends with Close
@@ -133,10 +134,10 @@ var _ launch.Launcher = (*Launcher)(nil)
 // cannot work with is worker.ErrInvalid, and a folder whose workers are under
 // another containerd than Config.Address a worker.ErrConflict.
 func New(ctx context.Context, cfg Config) (*Launcher, error) {
-	return newWith(ctx, cfg, diskLimits{bytes: launch.DiskBytes, files: launch.DiskFiles})
+	return newWith(ctx, cfg, diskLimits{bytes: launch.DiskBytes, files: launch.DiskFiles}, usualPulse())
 }
 
-func newWith(ctx context.Context, cfg Config, disk diskLimits) (*Launcher, error) {
+func newWith(ctx context.Context, cfg Config, disk diskLimits, p pulse) (*Launcher, error) {
 	if err := checkPath(cfg.DataDir); err != nil {
 		return nil, worker.Hint(fmt.Errorf("data folder: %w", err), "choose a data folder without such characters in its path")
 	}
@@ -144,7 +145,7 @@ func newWith(ctx context.Context, cfg Config, disk diskLimits) (*Launcher, error
 	if err != nil {
 		return nil, err
 	}
-	l := &Launcher{cfg: cfg, log: cfg.Logger.Named(Name), cgroups: groups, disk: disk}
+	l := &Launcher{cfg: cfg, log: cfg.Logger.Named(Name), cgroups: groups, disk: disk, pulse: p}
 	l.life, l.end = context.WithCancel(context.WithoutCancel(ctx))
 	if err := l.openDaemon(ctx); err != nil {
 		return nil, l.abandon(ctx, err)
@@ -155,6 +156,7 @@ func newWith(ctx context.Context, cfg Config, disk diskLimits) (*Launcher, error
 	l.watched = make(chan struct{})
 	go l.watchDisk()
 	l.draining.Go(l.drainOutputs)
+	l.draining.Go(l.watchDaemon)
 	return l, nil
 }
 
@@ -182,8 +184,11 @@ func (l *Launcher) List(ctx context.Context) ([]launch.Status, error) {
 		return nil, fmt.Errorf("list workers: %w", errClosed)
 	}
 	created, err := l.client.ContainerService().List(ctx)
+	if err = family(err); errors.Is(err, context.DeadlineExceeded) {
+		err = l.daemon.blame(err)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("list containers: %w", family(err))
+		return nil, fmt.Errorf("list containers: %w", err)
 	}
 	response, err := l.client.TaskService().List(ctx, &tasks.ListTasksRequest{})
 	if err != nil {

@@ -2,7 +2,9 @@ package containerd
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net"
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
@@ -18,6 +20,8 @@ const Private = "private"
 // daemon is the containerd that a launcher works with.
 type daemon interface {
 	taskMade()                  // there is a task, which tells more of containerd than it does
+	hung(silent time.Duration)  // it has not answered for so long
+	blame(cause error) error    // it did not answer in time
 	close() error               // lets go of it
 	undo(context.Context) error // takes back what opening it has begun; after close
 	down(context.Context) error // ends what there is of it for the host, and deletes the host's files
@@ -49,7 +53,37 @@ func (l *Launcher) openDaemon(ctx context.Context) error {
 	if l.client, err = connect(p.address, p.namespace); err != nil {
 		return err
 	}
-	return checkServer(ctx, l.client)
+	return l.checkPrivate(ctx)
+}
+
+// checkPrivate gives a containerd that does not answer, which an earlier host has
+// started, one chance to be started again.
+func (l *Launcher) checkPrivate(ctx context.Context) error {
+	err := l.awaitServer(ctx)
+	if !errors.Is(err, worker.ErrUnavailable) || ctx.Err() != nil {
+		return err
+	}
+	l.daemon.hung(l.pulse.start)
+	return l.awaitServer(ctx)
+}
+
+// awaitServer checks containerd once it answers.
+func (l *Launcher) awaitServer(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, l.pulse.start)
+	defer cancel()
+	for {
+		err := checkServer(ctx, l.client)
+		switch {
+		case ctx.Err() != nil:
+			return fmt.Errorf("%w (%w)", err, worker.ErrUnavailable)
+		case !errors.Is(err, worker.ErrUnavailable):
+			return err
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(20 * time.Millisecond): // it is being started
+		}
+	}
 }
 
 func (l *Launcher) openShared(ctx context.Context, address string) (err error) {
@@ -71,8 +105,12 @@ func (l *Launcher) openShared(ctx context.Context, address string) (err error) {
 func connect(address, namespace string) (*client.Client, error) {
 	quick := grpc.ConnectParams{MinConnectTimeout: 10 * time.Second, Backoff: backoff.DefaultConfig}
 	quick.Backoff.BaseDelay, quick.Backoff.MaxDelay = 20*time.Millisecond, time.Second
+	// The client's own dialer would stay for seconds where nobody listens, whoever has gone.
+	dial := grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", address)
+	})
 	c, err := client.New(address, client.WithDefaultNamespace(namespace),
-		client.WithExtraDialOpts(append(pointOptions(), grpc.WithConnectParams(quick))))
+		client.WithExtraDialOpts(append(pointOptions(), grpc.WithConnectParams(quick), dial)))
 	if err != nil {
 		return nil, fmt.Errorf("connect to containerd: %w", err)
 	}

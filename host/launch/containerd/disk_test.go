@@ -18,7 +18,7 @@ import (
 var little = diskLimits{bytes: 16 << 20, files: 200}
 
 func withLittleDisk(c launchtest.Config) (launch.Launcher, error) {
-	return newWith(context.Background(), Config{DataDir: c.DataDir, HostID: c.HostID, Logger: c.Logger}, little)
+	return newWith(context.Background(), Config{DataDir: c.DataDir, HostID: c.HostID, Logger: c.Logger}, little, usualPulse())
 }
 
 // TestDiskLimit: a worker that takes too much of the disk is killed, that is said,
