@@ -73,8 +73,9 @@ type Runner struct {
 	exit     launch.Exit   // to be read when ended is closed
 	gone     chan struct{} // closed when nothing is left of it
 
-	mu     sync.Mutex
-	socket *os.File // O_PATH; what the plugin listens on
+	mu      sync.Mutex
+	sockets []*os.File // O_PATH; what the plugin listens on
+	over    bool       // there are no more of them
 }
 
 var _ runner.Runner = (*Runner)(nil)
@@ -82,6 +83,7 @@ var _ runner.Runner = (*Runner)(nil)
 const (
 	runnerPrefix = "probe-" // of the ids of Runners' containers; serials begin otherwise
 	runnerTmp    = "/tmp"   // where a plugin makes its socket
+	maxSockets   = 16
 )
 
 // NewRunner prepares a Runner with an environment; dir is a folder that exists,
@@ -214,6 +216,7 @@ func (r *Runner) live(life context.Context) {
 	// Close ends l.life, and with it this plugin: what follows must outlive it.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(life), patienceOfRunner)
 	defer cancel()
+	r.closeSockets()
 	if err := r.abandon(ctx); err != nil {
 		l.log.Error("plugin's container not removed; the next host does it", "id", r.id, "error", err)
 	}
@@ -272,7 +275,9 @@ func (l *Launcher) sweepUnowned(ctx context.Context) error {
 
 // PluginToHost checks the socket that the plugin says it listens on. The address
 // that it returns holds on to that very socket: nobody can put another in its
-// place. It is good until the plugin is gone.
+// place. It is good until the plugin is gone, or is killed. A plugin has one for
+// each service that go-plugin's broker is asked for, and 16 at most; the host
+// has none for it: HostToPlugin refuses.
 func (r *Runner) PluginToHost(network, address string) (string, string, error) {
 	if network != "unix" {
 		return "", "", fmt.Errorf("listens on %s, not on a unix socket: %w", network, worker.ErrInvalid)
@@ -293,10 +298,11 @@ func (r *Runner) PluginToHost(network, address string) (string, string, error) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.socket != nil {
-		_ = r.socket.Close()
+	if len(r.sockets) == maxSockets || r.over {
+		_ = socket.Close()
+		return "", "", fmt.Errorf("listens on more than %d sockets, or has ended: %w", maxSockets, worker.ErrInvalid)
 	}
-	r.socket = socket
+	r.sockets = append(r.sockets, socket)
 	return network, fmt.Sprintf("/proc/self/fd/%d", fd), nil
 }
 
@@ -315,6 +321,9 @@ func (r *Runner) Stderr() io.ReadCloser { return r.stderr.reader }
 // Wait waits until the plugin has ended and its container is removed. An end
 // other than by exit code 0 is an error.
 func (r *Runner) Wait(ctx context.Context) error {
+	if r.end == nil {
+		return fmt.Errorf("wait for plugin: it was not started: %w", worker.ErrInvalid)
+	}
 	select {
 	case <-r.gone:
 	case <-ctx.Done():
@@ -334,21 +343,19 @@ func (r *Runner) Kill(ctx context.Context) error {
 	r.end()
 	select {
 	case <-r.gone:
-		return r.closeSocket()
+		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
 
-func (r *Runner) closeSocket() error {
+func (r *Runner) closeSockets() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.socket == nil {
-		return nil
+	for _, socket := range r.sockets {
+		_ = socket.Close() // nothing was written to it
 	}
-	socket := r.socket
-	r.socket = nil
-	return socket.Close()
+	r.sockets, r.over = nil, true
 }
 
 // Ended is closed when the plugin has ended, before its container is removed.

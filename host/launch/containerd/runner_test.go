@@ -1,10 +1,12 @@
 package containerd_test
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -91,6 +93,61 @@ func TestRunnerEnds(t *testing.T) {
 			_ = errors.Join(r.Stdout().Close(), r.Stderr().Close())
 		})
 	}
+}
+
+// TestRunnerSockets: an address is good for as long as the plugin is there, whatever
+// else is asked for.
+func TestRunnerSockets(t *testing.T) {
+	t.Parallel()
+	_, l := runnerBench(t)
+	image, err := store(t.TempDir(), builtPlugin())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := runnerOf(t, l, image, time.Minute)
+	if err := r.Wait(t.Context()); !errors.Is(err, worker.ErrInvalid) {
+		t.Errorf("wait for one that was not started: %v", err)
+	}
+	if err := r.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	line, err := bufio.NewReader(r.Stdout()).ReadString('\n')
+	says := strings.Split(line, "|") // core protocol, own, network, address and more
+	if err != nil || len(says) < 4 {
+		t.Fatalf("it said %q, %v", line, err)
+	}
+	var addresses []string
+	for range 2 {
+		network, address, err := r.PluginToHost(says[2], says[3])
+		if err != nil {
+			t.Fatal(err)
+		}
+		addresses = append(addresses, address)
+		for _, known := range addresses {
+			conn, err := net.Dial(network, known)
+			if err != nil {
+				t.Errorf("%s: %v", known, err)
+				continue
+			}
+			conn.Close()
+		}
+	}
+	for i := 0; err == nil; i++ {
+		if _, _, err = r.PluginToHost(says[2], says[3]); i > 100 {
+			t.Fatal("it may have any number of sockets")
+		}
+	}
+	if !errors.Is(err, worker.ErrInvalid) {
+		t.Error(err)
+	}
+	if err := r.Kill(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if conn, err := net.Dial("unix", addresses[0]); err == nil {
+		conn.Close()
+		t.Error("the socket of a plugin that is gone is there")
+	}
+	_ = errors.Join(r.Stdout().Close(), r.Stderr().Close())
 }
 
 // TestRunnerEndsWithLauncher: Close ends plugins, which no later host would find.
