@@ -57,11 +57,12 @@ type Type struct {
 }
 
 // Resources are what one worker needs; zero means the host's default. A host
-// gives no more than it has to give, whatever is asked for.
+// gives no more than it has to give, whatever is asked for, and refuses a type
+// that asks for too little for a worker to come up.
 type Resources struct {
-	MemoryBytes int64
-	CPUMillis   int64 // thousandths of one core
-	PIDs        int64
+	MemoryBytes int64 // from 16 MiB
+	CPUMillis   int64 // thousandths of one core, from 10
+	PIDs        int64 // processes and threads, from 16
 }
 
 var familyForm = regexp.MustCompile(`^[A-Z]{2}$`)
@@ -142,15 +143,15 @@ func (t Type) checkNames() error {
 func (t Type) checkNeeds() error {
 	var faults []error
 	for _, r := range []struct {
-		asked, most int64
-		unit        string
+		asked, least, most int64
+		unit               string
 	}{
-		{t.Resources.MemoryBytes, 1 << 40, "bytes of memory"},
-		{t.Resources.CPUMillis, 1 << 20, "thousandths of a core"},
-		{t.Resources.PIDs, 1 << 22, "processes"},
+		{t.Resources.MemoryBytes, 16 << 20, 1 << 40, "bytes of memory"},
+		{t.Resources.CPUMillis, 10, 1 << 20, "thousandths of a core"},
+		{t.Resources.PIDs, 16, 1 << 22, "processes"},
 	} {
-		if r.asked < 0 || r.asked > r.most {
-			faults = append(faults, fmt.Errorf("resources: %d %s: not from 0 to %d", r.asked, r.unit, r.most))
+		if r.asked != 0 && (r.asked < r.least || r.asked > r.most) {
+			faults = append(faults, fmt.Errorf("resources: %d %s: from %d to %d, or 0 for the host's default", r.asked, r.unit, r.least, r.most))
 		}
 	}
 	if n := len(t.Capabilities); n > capability.Max {

@@ -44,6 +44,9 @@ func TestCheckNamesEveryFault(t *testing.T) {
 		"config: it is a *sdk.empty":        func(t *Type) { t.Config = (*empty)(nil) },
 		"config: ForType":                   func(t *Type) { t.Config = &struct{ C chan int }{} },
 		"resources: -1 processes":           func(t *Type) { t.Resources.PIDs = -1 },
+		"resources: 15 processes: from 16 ": func(t *Type) { t.Resources.PIDs = 15 },
+		"resources: 9 thousandths":          func(t *Type) { t.Resources.CPUMillis = 9 },
+		"resources: 16777215 bytes":         func(t *Type) { t.Resources.MemoryBytes = 16<<20 - 1 },
 		"resources: 1048577 thousandths":    func(t *Type) { t.Resources.CPUMillis = 1<<20 + 1 },
 		"resources: 4194305 processes":      func(t *Type) { t.Resources.PIDs = 1<<22 + 1 },
 		"resources: 1099511627777 bytes":    func(t *Type) { t.Resources.MemoryBytes = 1<<40 + 1 },
@@ -92,6 +95,7 @@ func TestGoodVersions(t *testing.T) {
 	for _, version := range []string{"0.0.1", "1.2.3-rc.1", "999999.20.30-a.0", "1.0.0-" + strings.Repeat("a", 58)} {
 		typ := goodType()
 		typ.Version, typ.Capabilities = version, []string{"egress:example.org:443"}
+		typ.Resources = Resources{MemoryBytes: 16 << 20, CPUMillis: 10, PIDs: 16}
 		if _, err := Describe(typ); err != nil {
 			t.Error(err)
 		}

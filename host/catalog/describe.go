@@ -16,13 +16,10 @@ import (
 
 // What a descriptor may hold.
 const (
-	maxTasks     = 64
-	maxSummary   = 200
-	maxVersion   = 64
-	maxMajor     = 6 // digits: it is the generation in serials
-	maxMemory    = 1 << 40
-	maxCPUMillis = 1 << 20
-	maxPIDs      = 1 << 22
+	maxTasks   = 64
+	maxSummary = 200
+	maxVersion = 64
+	maxMajor   = 6 // digits: it is the generation in serials
 )
 
 var verbForm = regexp.MustCompile(`^[a-z][a-z0-9_]{0,63}$`)
@@ -119,17 +116,19 @@ func checkTasks(typeName string, said []*workerv1.TaskKind) ([]*workerv1.TaskKin
 	return tasks, nil
 }
 
+// checkResources has the bounds of who forges a worker: no forge of a type that
+// asks for less would come to an end.
 func checkResources(said *workerv1.Resources) (*workerv1.Resources, error) {
 	for _, r := range []struct {
-		name       string
-		value, max int64
+		name             string
+		asked, low, high int64
 	}{
-		{"memory_bytes", said.GetMemoryBytes(), maxMemory},
-		{"cpu_millis", said.GetCpuMillis(), maxCPUMillis},
-		{"pids", said.GetPids(), maxPIDs},
+		{"memory_bytes", said.GetMemoryBytes(), worker.MinMemoryBytes, worker.MaxMemoryBytes},
+		{"cpu_millis", said.GetCpuMillis(), worker.MinCPUMillis, worker.MaxCPUMillis},
+		{"pids", said.GetPids(), worker.MinPIDs, worker.MaxPIDs},
 	} {
-		if r.value < 0 || r.value > r.max {
-			return nil, bad("ask for what one worker needs, or 0 for the host's default", "asks for %s = %d", r.name, r.value)
+		if r.asked != 0 && (r.asked < r.low || r.asked > r.high) {
+			return nil, bad(fmt.Sprintf("ask for %d to %d, or 0 for the host's default", r.low, r.high), "asks for %s = %d", r.name, r.asked)
 		}
 	}
 	return &workerv1.Resources{MemoryBytes: said.GetMemoryBytes(), CpuMillis: said.GetCpuMillis(), Pids: said.GetPids()}, nil

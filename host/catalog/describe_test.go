@@ -11,6 +11,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/dals-host/dals-host/host/worker"
 	workerv1 "github.com/dals-host/dals-host/sdk/proto/worker/v1"
 )
 
@@ -51,6 +52,23 @@ func TestNoSchemaFitsAnything(t *testing.T) {
 	}
 }
 
+// TestLeastResources: what a worker of the forge's own choice may have, a type may
+// ask for too.
+func TestLeastResources(t *testing.T) {
+	t.Parallel()
+	for _, asked := range []*workerv1.Resources{
+		{},
+		{MemoryBytes: worker.MinMemoryBytes, CpuMillis: worker.MinCPUMillis, Pids: worker.MinPIDs},
+		{MemoryBytes: worker.MaxMemoryBytes, CpuMillis: worker.MaxCPUMillis, Pids: worker.MaxPIDs},
+	} {
+		said := describing("goat", "1.0.0", "GT")
+		said.Resources = asked
+		if d, err := checkDescriptor(said); err != nil || !proto.Equal(d.Resources, asked) {
+			t.Errorf("kept %v of %v, %v", d.GetResources(), asked, err)
+		}
+	}
+}
+
 func TestDescriptorIsRefused(t *testing.T) {
 	t.Parallel()
 	type change = func(*workerv1.TypeDescriptor)
@@ -87,8 +105,27 @@ func TestDescriptorIsRefused(t *testing.T) {
 				d.Tasks = append(d.Tasks, &workerv1.TaskKind{Kind: fmt.Sprintf("goat.t%d", i)})
 			}
 		}},
-		"asks for memory_bytes": {func(d *workerv1.TypeDescriptor) { d.Resources = &workerv1.Resources{MemoryBytes: -1} }},
-		"asks for pids":         {func(d *workerv1.TypeDescriptor) { d.Resources = &workerv1.Resources{Pids: 1 << 40} }},
+		"asks for memory_bytes": {
+			func(d *workerv1.TypeDescriptor) { d.Resources = &workerv1.Resources{MemoryBytes: -1} },
+			func(d *workerv1.TypeDescriptor) { d.Resources = &workerv1.Resources{MemoryBytes: 1} },
+			func(d *workerv1.TypeDescriptor) {
+				d.Resources = &workerv1.Resources{MemoryBytes: worker.MinMemoryBytes - 1}
+			},
+			func(d *workerv1.TypeDescriptor) {
+				d.Resources = &workerv1.Resources{MemoryBytes: worker.MaxMemoryBytes + 1}
+			},
+		},
+		"asks for cpu_millis": {
+			func(d *workerv1.TypeDescriptor) { d.Resources = &workerv1.Resources{CpuMillis: 1} },
+			func(d *workerv1.TypeDescriptor) {
+				d.Resources = &workerv1.Resources{CpuMillis: worker.MaxCPUMillis + 1}
+			},
+		},
+		"asks for pids": {
+			func(d *workerv1.TypeDescriptor) { d.Resources = &workerv1.Resources{Pids: 1} },
+			func(d *workerv1.TypeDescriptor) { d.Resources = &workerv1.Resources{Pids: worker.MinPIDs - 1} },
+			func(d *workerv1.TypeDescriptor) { d.Resources = &workerv1.Resources{Pids: 1 << 40} },
+		},
 		"asks for what there is not: capability": {
 			func(d *workerv1.TypeDescriptor) { d.Capabilities = []string{"gpu"} },
 			func(d *workerv1.TypeDescriptor) { d.Capabilities = []string{"egress: x"} },
@@ -173,7 +210,7 @@ func FuzzCheckDescriptor(f *testing.F) {
 	for _, d := range []*workerv1.TypeDescriptor{
 		describing("goat", "1.0.0", "GT"),
 		{Name: "goat", Version: "1.0.0", Family: "GT", ConfigSchema: []byte(bomb(20))},
-		{Name: "goat", Version: "1.0.0", Family: "GT", Capabilities: []string{"mount"}, Resources: &workerv1.Resources{Pids: 7}},
+		{Name: "goat", Version: "1.0.0", Family: "GT", Capabilities: []string{"mount"}, Resources: &workerv1.Resources{Pids: 77}},
 		{Name: "goat", Version: "1.0.0", Family: "GT", ConfigSchema: []byte(`{"default":null,"items":[{"$ref":"#/x"}],"if":{"const":null}}`)},
 	} {
 		data, err := proto.Marshal(d)
