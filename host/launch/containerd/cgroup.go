@@ -43,6 +43,9 @@ func newCgroups(mount, hostID string) (cgroups, error) {
 	return cgroups{parent: namespace(hostID), mount: mount, roots: roots}, nil
 }
 
+// isV2 says that there is nothing but cgroup v2.
+func (c cgroups) isV2() bool { return slices.Contains(c.roots, c.mount) }
+
 // hierarchies are the cgroup v1 hierarchies below mount, and that of v2 in hybrids.
 func hierarchies(mount string) ([]string, error) {
 	entries, err := os.ReadDir(mount)
@@ -87,7 +90,7 @@ func (c cgroups) processes(serial worker.Serial) ([]int, error) {
 // members are the processes in one of the worker's groups, without proof that
 // there are no others: a quick look.
 func (c cgroups) members(serial worker.Serial) []int {
-	for _, root := range []string{filepath.Join(cgroupRoot, "pids"), cgroupRoot} { // v1 and v2
+	for _, root := range []string{filepath.Join(c.mount, "pids"), c.mount} { // v1 and v2
 		if pids, err := readPIDs(filepath.Join(root, c.path(serial), "cgroup.procs")); err == nil {
 			return pids
 		}
@@ -155,8 +158,8 @@ func (c cgroups) kill(serial worker.Serial, pid int) error {
 // oomKilled says whether the kernel has killed for memory in the worker's group.
 func (c cgroups) oomKilled(serial worker.Serial) bool {
 	for _, file := range []string{
-		filepath.Join(cgroupRoot, "memory", c.path(serial), "memory.oom_control"), // v1
-		filepath.Join(cgroupRoot, c.path(serial), "memory.events"),                // v2
+		filepath.Join(c.mount, "memory", c.path(serial), "memory.oom_control"), // v1
+		filepath.Join(c.mount, c.path(serial), "memory.events"),                // v2
 	} {
 		data, err := os.ReadFile(file)
 		if err != nil {
@@ -187,10 +190,10 @@ func (c cgroups) removeDirs(name string) error {
 }
 
 // limitsSwap says whether the machine can bound swap beside memory.
-func limitsSwap() bool {
-	if _, err := os.Stat(filepath.Join(cgroupRoot, "cgroup.controllers")); err == nil {
+func (c cgroups) limitsSwap() bool {
+	if c.isV2() {
 		return true
 	}
-	_, err := os.Stat(filepath.Join(cgroupRoot, "memory", "memory.memsw.limit_in_bytes"))
+	_, err := os.Stat(filepath.Join(c.mount, "memory", "memory.memsw.limit_in_bytes"))
 	return err == nil
 }

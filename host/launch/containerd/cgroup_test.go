@@ -2,8 +2,11 @@ package containerd
 
 import (
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/dals-host/dals-host/host/worker"
@@ -33,5 +36,92 @@ func TestCgroupsAreFound(t *testing.T) {
 		if c, err := newCgroups(mount, "test"); !errors.Is(err, worker.ErrUnavailable) || worker.HintOf(err) == "" {
 			t.Errorf("%s: %+v, %v", mount, c, err)
 		}
+	}
+}
+
+// aGroup is a worker of fakeCgroups.
+const aGroup = worker.Serial("DMN-TP-1-deadbeef-00001")
+
+// fakeCgroups are files laid out as the kernel lays them out: {} in a path is the
+// group of the worker aGroup.
+func fakeCgroups(t *testing.T, files map[string]string) cgroups {
+	t.Helper()
+	mount := t.TempDir()
+	for path, text := range files {
+		writeGroup(t, mount, path, text)
+	}
+	c, err := newCgroups(mount, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func writeGroup(t *testing.T, mount, path, text string) {
+	t.Helper()
+	path = filepath.Join(mount, strings.Replace(path, "{}", namespace("test")+"/"+string(aGroup), 1))
+	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, []byte(text), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestGroupsOfBothVersions reads who is in a group, and whether the kernel has killed
+// there, where v1, v2 and hybrids have it.
+func TestGroupsOfBothVersions(t *testing.T) {
+	t.Parallel()
+	v1 := map[string]string{
+		"memory/cgroup.procs": "", "pids/cgroup.procs": "1\n",
+		"memory/{}/cgroup.procs": "7\n8\n", "pids/{}/cgroup.procs": "7\n8\n",
+		"memory/{}/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 0\n",
+	}
+	hybrid := map[string]string{"unified/cgroup.procs": "", "unified/cgroup.controllers": "hugetlb\n"}
+	accounted := map[string]string{"memory/memory.memsw.limit_in_bytes": "9223372036854771712\n"}
+	for name, test := range map[string]struct {
+		files []map[string]string
+		kills string // the file that tells of kills
+		text  string // in it, once there was one
+		swap  bool
+	}{
+		"v1":               {[]map[string]string{v1}, "memory/{}/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n", false},
+		"v1, swap counted": {[]map[string]string{v1, accounted}, "memory/{}/memory.oom_control", "oom_kill_disable 0\nunder_oom 1\noom_kill 3\n", true},
+		"both, v1 in use":  {[]map[string]string{v1, hybrid}, "memory/{}/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n", false},
+		"v2": {[]map[string]string{{
+			"cgroup.controllers": "cpuset cpu io memory hugetlb pids rdma misc\n", "cgroup.procs": "1\n", "{}/cgroup.procs": "7\n8\n",
+			"{}/memory.events": "low 0\nhigh 0\nmax 9\noom 2\noom_kill 0\noom_group_kill 0\n",
+		}}, "{}/memory.events", "low 0\nhigh 0\nmax 9\noom 4\noom_kill 3\noom_group_kill 0\n", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			files := map[string]string{}
+			for _, some := range test.files {
+				maps.Copy(files, some)
+			}
+			c := fakeCgroups(t, files)
+			all, err := c.processes(aGroup)
+			slices.Sort(all)
+			if all = slices.Compact(all); err != nil || !slices.Equal(all, []int{7, 8}) {
+				t.Errorf("processes %v, %v", all, err)
+			}
+			if got := c.members(aGroup); !slices.Equal(got, []int{7, 8}) {
+				t.Errorf("members %v", got)
+			}
+			if got := c.allMembers(); len(got) != 1 || !slices.Equal(got[aGroup], []int{7, 8}) {
+				t.Errorf("all members %v", got)
+			}
+			if got := c.limitsSwap(); got != test.swap {
+				t.Errorf("bounds swap: %t, want %t", got, test.swap)
+			}
+			if c.oomKilled(aGroup) {
+				t.Error("a kill where there was none")
+			}
+			writeGroup(t, c.mount, test.kills, test.text)
+			if !c.oomKilled(aGroup) {
+				t.Error("a kill is not seen")
+			}
+			const nobody = worker.Serial("DMN-TP-1-deadbeef-00002")
+			if pids, err := c.processes(nobody); err != nil || len(pids)+len(c.members(nobody)) > 0 || c.oomKilled(nobody) {
+				t.Errorf("of no worker: %v, %v", pids, err)
+			}
+		})
 	}
 }

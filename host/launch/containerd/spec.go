@@ -75,7 +75,7 @@ func (l *Launcher) cage(c cell) (*specs.Spec, error) {
 				{Type: specs.NetworkNamespace},
 				{Type: specs.CgroupNamespace},
 			},
-			Resources:         resources(c.limits),
+			Resources:         resources(c.limits, l.cgroups.limitsSwap()),
 			Seccomp:           seccomp,
 			RootfsPropagation: "private",
 			MaskedPaths:       maskedPaths(),
@@ -173,7 +173,7 @@ func sysctls(s launch.Spec) map[string]string {
 	return map[string]string{"net.ipv4.ip_unprivileged_port_start": "0"}
 }
 
-func resources(limits worker.Limits) *specs.LinuxResources {
+func resources(limits worker.Limits, limitsSwap bool) *specs.LinuxResources {
 	limits = launch.LimitsOf(limits)
 	memory, pids, quota := limits.MemoryBytes, limits.PIDs, limits.CPUMillis*cpuPeriod/1000
 	period := uint64(cpuPeriod)
@@ -183,7 +183,7 @@ func resources(limits worker.Limits) *specs.LinuxResources {
 		Pids:    &specs.LinuxPids{Limit: &pids},
 		CPU:     &specs.LinuxCPU{Quota: &quota, Period: &period},
 	}
-	if limitsSwap() {
+	if limitsSwap {
 		r.Memory.Swap = &memory // memory and swap together: no swap
 	}
 	return r

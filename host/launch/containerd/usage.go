@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -49,7 +48,7 @@ func (l *Launcher) Usage(_ context.Context, serial worker.Serial) (worker.Usage,
 
 func (c cgroups) usage(serial worker.Serial) (u worker.Usage, err error) {
 	of := gaugesV1
-	if slices.Contains(c.roots, c.mount) {
+	if c.isV2() {
 		of = gaugesV2
 	}
 	read := func(g gauge) int64 {

@@ -2,8 +2,6 @@ package containerd
 
 import (
 	"errors"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -31,65 +29,38 @@ func TestUsageInCgroups(t *testing.T) {
 // TestUsageOfBothVersions reads files laid out as the kernel lays them out.
 func TestUsageOfBothVersions(t *testing.T) {
 	t.Parallel()
-	const serial = "DMN-TP-1-deadbeef-00001"
-	for name, test := range map[string]struct {
-		roots []string // below the mount
-		files map[string]string
-	}{
-		"v1": {[]string{"memory", "cpuacct", "pids"}, map[string]string{
+	for name, files := range map[string]map[string]string{
+		"v1": {
+			"memory/cgroup.procs": "", "cpuacct/cgroup.procs": "", "pids/cgroup.procs": "",
 			"memory/{}/memory.usage_in_bytes": "9437184\n",
 			"memory/{}/memory.stat":           "cache 4096\nrss 8388608\ninactive_file 1\ntotal_cache 4096\ntotal_inactive_file 1048576\n",
 			"cpuacct/{}/cpuacct.usage":        "1250000000\n",
 			"pids/{}/pids.current":            "7\n",
-		}},
-		"v2": {[]string{""}, map[string]string{
+		},
+		"v2": {
 			"cgroup.controllers": "cpu memory pids\n",
 			"{}/memory.current":  "9437184\n",
 			"{}/memory.stat":     "anon 8388608\nfile 4096\nactive_file 1\ninactive_file 1048576\n",
 			"{}/cpu.stat":        "usage_usec 1250000\nuser_usec 1000000\nsystem_usec 250000\n",
 			"{}/pids.current":    "7\n",
-		}},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			mount := t.TempDir()
-			group := namespace("test") + "/" + serial
-			write := func(path, text string) {
-				if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, []byte(text), 0o600)); err != nil {
-					t.Fatal(err)
-				}
-			}
-			for _, root := range test.roots {
-				write(filepath.Join(mount, root, "cgroup.procs"), "")
-			}
-			place := func(path string) string {
-				dir, file, found := strings.Cut(path, "{}/")
-				if !found {
-					return filepath.Join(mount, path)
-				}
-				return filepath.Join(mount, dir, group, file)
-			}
-			for path, text := range test.files {
-				write(place(path), text)
-			}
-			c, err := newCgroups(mount, "test")
-			if err != nil {
-				t.Fatal(err)
-			}
-			u, err := c.usage(serial)
+			c := fakeCgroups(t, files)
+			u, err := c.usage(aGroup)
 			if err != nil || u.MemoryBytes != 8<<20 || u.CPU != 1250*time.Millisecond || u.PIDs != 7 {
 				t.Errorf("%+v, %v", u, err)
 			}
-			for path := range test.files {
-				if path == "cgroup.controllers" {
+			for path, text := range files {
+				if !strings.Contains(path, "{}") {
 					continue
 				}
-				text, _ := os.ReadFile(place(path))
-				write(place(path), "what is this\n")
-				if u, err := c.usage(serial); err == nil || errors.Is(err, worker.ErrNotFound) || u != (worker.Usage{}) {
+				writeGroup(t, c.mount, path, "what is this\n")
+				if u, err := c.usage(aGroup); err == nil || errors.Is(err, worker.ErrNotFound) || u != (worker.Usage{}) {
 					t.Errorf("%s: %+v, %v", path, u, err)
 				}
-				write(place(path), string(text))
+				writeGroup(t, c.mount, path, text)
 			}
 			if _, err := c.usage("DMN-TP-1-deadbeef-00002"); !errors.Is(err, worker.ErrNotFound) {
 				t.Errorf("of no worker: %v", err)
