@@ -39,6 +39,66 @@ func TestCgroupsAreFound(t *testing.T) {
 	}
 }
 
+// TestCgroupControllers: what bounds and counts has to be there, in either version, and
+// what lacks is named.
+func TestCgroupControllers(t *testing.T) {
+	t.Parallel()
+	if err := checkCgroups(cgroupRoot); err != nil {
+		t.Errorf("of this machine: %v", err)
+	}
+	v1 := []string{"memory/cgroup.procs", "pids/cgroup.procs", "cpu,cpuacct/cgroup.procs"}
+	for name, test := range map[string]struct {
+		files []string
+		links []string          // to cpu,cpuacct
+		text  map[string]string // of files that have any
+		lacks string
+	}{
+		"v1":                        {files: v1, links: []string{"cpu", "cpuacct"}},
+		"v1, each alone":            {files: []string{"memory/cgroup.procs", "pids/cgroup.procs", "cpu/cgroup.procs", "cpuacct/cgroup.procs"}},
+		"v1 without memory":         {files: v1[1:], links: []string{"cpu", "cpuacct"}, lacks: "memory"},
+		"v1 without pids":           {files: []string{v1[0], v1[2]}, links: []string{"cpu", "cpuacct"}, lacks: "pids"},
+		"v1 without cpu":            {files: v1, links: []string{"cpuacct"}, lacks: "cpu"},
+		"v1 without cpuacct":        {files: v1, links: []string{"cpu"}, lacks: "cpuacct"},
+		"v1, nothing mounted there": {files: []string{v1[0], v1[1], "cpu/else", "cpuacct/else"}, lacks: "cpu"},
+		"hybrid": {
+			files: append(v1, "unified/cgroup.procs"), links: []string{"cpu", "cpuacct"},
+			text: map[string]string{"unified/cgroup.controllers": "hugetlb\n"},
+		},
+		"hybrid with cpu in v2": {files: v1[:2], text: map[string]string{"unified/cgroup.controllers": "cpu hugetlb\n"}, lacks: "cpu"},
+		"v2":                    {text: map[string]string{"cgroup.controllers": "cpuset cpu io memory hugetlb pids rdma misc\n"}},
+		"v2 without cpu":        {text: map[string]string{"cgroup.controllers": "cpuset io memory pids\n"}, lacks: "cpu"},
+		"v2 without memory":     {text: map[string]string{"cgroup.controllers": "cpuset cpu io pids\n"}, lacks: "memory"},
+		"v2 without pids":       {text: map[string]string{"cgroup.controllers": "cpu memory\n"}, lacks: "pids"},
+		"v2 without any":        {text: map[string]string{"cgroup.controllers": "\n"}, lacks: "memory"},
+		"nothing":               {lacks: "memory"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			mount := t.TempDir()
+			for _, path := range test.files {
+				writeGroup(t, mount, path, "")
+			}
+			for path, text := range test.text {
+				writeGroup(t, mount, path, text)
+			}
+			for _, name := range test.links {
+				must(t, os.Symlink("cpu,cpuacct", filepath.Join(mount, name)))
+			}
+			err := checkCgroups(mount)
+			if test.lacks == "" {
+				if err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			want := "there is no " + test.lacks + " cgroup controller"
+			if !errors.Is(err, worker.ErrUnavailable) || !strings.Contains(err.Error(), want) || !strings.Contains(worker.HintOf(err), "cpuacct") {
+				t.Errorf("%v, hint %q, want: %s", err, worker.HintOf(err), want)
+			}
+		})
+	}
+}
+
 // aGroup is a worker of fakeCgroups.
 const aGroup = worker.Serial("DMN-TP-1-deadbeef-00001")
 

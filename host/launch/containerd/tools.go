@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"golang.org/x/mod/semver"
@@ -58,7 +59,7 @@ func findTools(ctx context.Context, ownShim, runtime string) (tools, error) {
 	if err := checkVersion(parseVersion(string(out))); err != nil {
 		return tools{}, err
 	}
-	if err := checkCgroups(); err != nil {
+	if err := checkCgroups(cgroupRoot); err != nil {
 		return tools{}, err
 	}
 	path, version, err := findRuntime(ctx, runtime)
@@ -99,7 +100,7 @@ func findShim(path string) (string, error) {
 // runtime that works there. crun does not where it sees cgroups of both versions,
 // and what another's containerd sees is not ours to change.
 func findToolsBeside(ctx context.Context, runtime string) (tools, error) {
-	if err := errors.Join(checkRoot(), checkCgroups()); err != nil {
+	if err := errors.Join(checkRoot(), checkCgroups(cgroupRoot)); err != nil {
 		return tools{}, err
 	}
 	hybrid, err := isHybrid()
@@ -167,20 +168,24 @@ func checkVersion(version string) error {
 	return nil
 }
 
-const cgroupHint = "mount the cgroup file system at /sys/fs/cgroup with the memory and pids controllers"
+const cgroupHint = "mount the cgroup file system at /sys/fs/cgroup with the controllers memory, pids, cpu and, of version 1, cpuacct"
 
-func checkCgroups() error {
-	if controllers, err := os.ReadFile("/sys/fs/cgroup/cgroup.controllers"); err == nil {
-		for _, name := range []string{"memory", "pids"} {
-			if !strings.Contains(" "+strings.TrimSpace(string(controllers))+" ", " "+name+" ") {
+// checkCgroups wants the controllers at mount by which workers are bounded and what
+// they use is counted. What hybrids have in their hierarchy of version 2 is of no use
+// to a runtime: it looks in those of version 1.
+func checkCgroups(mount string) error {
+	if controllers, err := os.ReadFile(filepath.Join(mount, "cgroup.controllers")); err == nil {
+		have := strings.Fields(string(controllers))
+		for _, name := range []string{"memory", "pids", "cpu"} {
+			if !slices.Contains(have, name) {
 				return unavailable(cgroupHint, "there is no %s cgroup controller", name)
 			}
 		}
 		return nil
 	}
-	for _, name := range []string{"memory", "pids"} {
-		if _, err := os.Stat(filepath.Join(cgroupRoot, name, "cgroup.procs")); errors.Is(err, os.ErrNotExist) {
-			return unavailable(cgroupHint, "there is no %s cgroup controller", name)
+	for _, name := range []string{"memory", "pids", "cpu", "cpuacct"} {
+		if _, err := os.Stat(filepath.Join(mount, name, "cgroup.procs")); err != nil {
+			return unavailable(cgroupHint, "there is no %s cgroup controller: %w", name, err)
 		}
 	}
 	return nil
