@@ -112,13 +112,13 @@ func readPIDs(file string) ([]int, error) {
 	return pids, nil
 }
 
-// allMembers is what members says of each of the host's workers.
-func (c cgroups) allMembers() map[worker.Serial][]int {
+// all are the host's workers that have groups.
+func (c cgroups) all() []worker.Serial {
 	entries, _ := os.ReadDir(filepath.Join(c.roots[0], c.parent))
-	all := make(map[worker.Serial][]int, len(entries))
+	all := make([]worker.Serial, 0, len(entries))
 	for _, e := range entries {
 		if serial, err := worker.ParseSerial(e.Name()); err == nil {
-			all[serial] = c.members(serial)
+			all = append(all, serial)
 		}
 	}
 	return all
@@ -155,8 +155,9 @@ func (c cgroups) kill(serial worker.Serial, pid int) error {
 	return process.Signal(unix.SIGKILL)
 }
 
-// oomKilled says whether the kernel has killed for memory in the worker's group.
-func (c cgroups) oomKilled(serial worker.Serial) bool {
+// oomKills counts how often the kernel has killed for memory in the worker's group.
+// Where it has, group is a number that no group of another run has.
+func (c cgroups) oomKills(serial worker.Serial) (n int, group uint64) {
 	for _, file := range []string{
 		filepath.Join(c.mount, "memory", c.path(serial), "memory.oom_control"), // v1
 		filepath.Join(c.mount, c.path(serial), "memory.events"),                // v2
@@ -166,12 +167,17 @@ func (c cgroups) oomKilled(serial worker.Serial) bool {
 			continue
 		}
 		for line := range bytes.Lines(data) {
-			if count, ok := bytes.CutPrefix(bytes.TrimSpace(line), []byte("oom_kill ")); ok && string(count) != "0" {
-				return true
+			if count, ok := bytes.CutPrefix(bytes.TrimSpace(line), []byte("oom_kill ")); ok {
+				n, _ = strconv.Atoi(string(count))
 			}
 		}
+		var stat unix.Stat_t
+		if n > 0 && unix.Stat(filepath.Dir(file), &stat) == nil {
+			group = stat.Ino
+		}
+		return n, group
 	}
-	return false
+	return 0, 0
 }
 
 // remove deletes the worker's groups, which must be empty.

@@ -115,6 +115,7 @@ type Launcher struct {
 	started   sync.Map     // serials of the runs that we have started and not settled
 	folders   sync.Map     // serials of created workers → their folders
 	overDisk  sync.Map     // serials of the runs that were ended because of their disk use
+	outlived  outlived     // kills for memory in the runs that there are
 	filter    atomic.Value // compiledFilter of new containers, once a runtime has made it
 	disk      diskLimits
 	pulse     pulse
@@ -157,6 +158,7 @@ func newWith(ctx context.Context, cfg Config, disk diskLimits, p pulse) (*Launch
 	go l.watchDisk()
 	l.draining.Go(l.drainOutputs)
 	l.draining.Go(l.watchDaemon)
+	l.draining.Go(l.watchKills)
 	return l, nil
 }
 

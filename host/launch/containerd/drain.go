@@ -60,8 +60,8 @@ func (l *Launcher) drainOutputs() {
 func (d *drains) look() {
 	now := map[output]bool{}
 	d.shims = map[worker.Serial]map[uint64]bool{}
-	for serial, pids := range d.cgroups.allMembers() {
-		for _, pid := range pids {
+	for _, serial := range d.cgroups.all() {
+		for _, pid := range d.cgroups.members(serial) {
 			for _, fd := range []int{unix.Stdout, unix.Stderr} {
 				if o, ok := d.waiting(serial, pid, fd); ok {
 					now[o] = true

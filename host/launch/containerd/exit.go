@@ -86,7 +86,7 @@ func (l *Launcher) await(ctx context.Context, serial worker.Serial) (launch.Exit
 	// The group, and its count, are there until the task is deleted.
 	_, over := l.overDisk.Load(serial)
 	exit.OverDisk = exit.Signal == "SIGKILL" && over
-	exit.OOMKilled = exit.Signal == "SIGKILL" && l.cgroups.oomKilled(serial)
+	exit.OOMKilled = exit.Signal == "SIGKILL" && l.oomKilled(serial)
 	return exit, nil
 }
 

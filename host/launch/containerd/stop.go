@@ -82,6 +82,9 @@ func (l *Launcher) settle(ctx context.Context, serial worker.Serial, grace time.
 }
 
 func (l *Launcher) endTask(ctx context.Context, serial worker.Serial, task *tasktypes.Process, grace time.Duration) error {
+	if alive(task) {
+		l.outlives(serial)
+	}
 	if grace > 0 && alive(task) {
 		if err := l.terminate(ctx, serial, grace); err != nil {
 			return err

@@ -27,13 +27,22 @@ import (
 )
 
 func main() {
-	if len(os.Args) > 1 && os.Args[1] == "linger" {
-		signal.Ignore(syscall.SIGTERM, syscall.SIGHUP)
-		time.Sleep(time.Hour)
+	if len(os.Args) > 1 {
+		actAsChild(os.Args[1])
 		return
 	}
 	fmt.Fprintln(os.Stderr, "testworker:", run(os.Getenv(launch.EnvDir)))
 	os.Exit(1)
+}
+
+// actAsChild is all that a child of the worker does.
+func actAsChild(what string) {
+	if n, err := strconv.Atoi(what); err == nil {
+		_ = bytes.Repeat([]byte{1}, n<<20)
+		return
+	}
+	signal.Ignore(syscall.SIGTERM, syscall.SIGHUP)
+	time.Sleep(time.Hour)
 }
 
 // run serves until it cannot, and says why.
@@ -127,6 +136,8 @@ func (w *worker) obey(words []string) any {
 		return w.lured()
 	case "allocate":
 		w.held["allocate"] = bytes.Repeat([]byte{1}, n<<20)
+	case "allocate-apart":
+		return allocateApart(arg)
 	case "fork":
 		return start(slices.Repeat([]syscall.SysProcAttr{{Setsid: true}}, n), os.Environ())
 	case "fill", "hide":
@@ -248,6 +259,16 @@ func start(children []syscall.SysProcAttr, env []string) report.Fork {
 		r.Started++
 	}
 	return r
+}
+
+// allocateApart has a child take n MiB, and tells how it ended.
+func allocateApart(n string) string {
+	cmd := exec.Command("/proc/self/exe", n)
+	cmd.Args[0] = os.Args[0] + " child"
+	if err := cmd.Run(); err != nil {
+		return err.Error()
+	}
+	return "ok"
 }
 
 func tryWrite(path string) string {
