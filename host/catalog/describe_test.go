@@ -323,9 +323,10 @@ func TestTelling(t *testing.T) {
 		"":           "",
 		"one\n\n":    "one",
 		"one\ntwo\n": "two",
-		"one\npanic: x\n\ngoroutine 1 [running]:\nmain.main()\n": "panic: x",
-		"panic: x\npanic: y\nmain.go\n":                          "panic: y",
-		"evil \x1b[2J\n":                                         "evil [2J",
+		"one\npanic: x\n\ngoroutine 1 [running]:\nmain.main()\n":    "panic: x",
+		"panic: x\npanic: y\nmain.go\n":                             "panic: y",
+		"evil \x1b[2J\n":                                            "evil [2J",
+		"error: it cannot be served:\n  - no name\nhint: mend it\n": "- no name",
 	} {
 		var kept tail
 		_, _ = kept.Write([]byte(log))

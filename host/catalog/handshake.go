@@ -70,12 +70,13 @@ func (t *tail) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// telling is the line that tells most: the last panic, else the last line.
+// telling is the line that tells most: the last panic, else the last line that is not
+// advice on the one before it.
 func (t tail) telling() string {
 	last, found := "", false
 	for line := range strings.Lines(string(t)) {
 		isPanic := strings.HasPrefix(line, "panic: ") || strings.HasPrefix(line, "fatal error: ")
-		if text := oneLine(line, maxShown); text != "" && (isPanic || !found) {
+		if text := oneLine(line, maxShown); text != "" && !strings.HasPrefix(text, "hint: ") && (isPanic || !found) {
 			last, found = text, isPanic
 		}
 	}
