@@ -35,15 +35,8 @@ var chameleon = sync.OnceValues(func() ([]byte, error) {
 // running host.
 func (h *host) dropChameleon(versions map[string]string) {
 	h.t.Helper()
-	binary, err := chameleon()
-	if err != nil {
-		h.t.Fatal(err)
-	}
 	for version, behaviour := range versions {
-		text := append(bytes.Clone(binary), fmt.Sprintf("\nchameleon %s %s\n", version, behaviour)...)
-		if err := os.WriteFile(filepath.Join(h.dir, "plugins", "dals-worker-chameleon-"+version), text, 0o755); err != nil {
-			h.t.Fatal(err)
-		}
+		h.dropVersion(version, behaviour)
 	}
 	h.eventually("all versions registered", func() error {
 		types, err := h.client.Types(h.t.Context())
@@ -59,6 +52,21 @@ func (h *host) dropChameleon(versions map[string]string) {
 		}
 		return err
 	})
+}
+
+// dropVersion drops one version into the plugins folder, and gives its path.
+func (h *host) dropVersion(version, behaviour string) (path string) {
+	h.t.Helper()
+	binary, err := chameleon()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	path = filepath.Join(h.dir, "plugins", "dals-worker-chameleon-"+version)
+	text := append(bytes.Clone(binary), fmt.Sprintf("\nchameleon %s %s\n", version, behaviour)...)
+	if err := os.WriteFile(path, text, 0o755); err != nil {
+		h.t.Fatal(err)
+	}
+	return path
 }
 
 type about struct {

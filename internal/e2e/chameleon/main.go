@@ -4,8 +4,9 @@
 //	\nchameleon VERSION BEHAVIOUR\n
 //
 // The behaviours are well, fails (to open), exits and hangs (before the first
-// heartbeat), and strict (its config needs another field). It exists for the tests
-// of internal/e2e only.
+// heartbeat), strict (its config needs another field), and needs, greedy and starves
+// (it asks for something, for everything, for next to nothing). It exists for the
+// tests of internal/e2e only.
 package main
 
 import (
@@ -50,12 +51,26 @@ func main() {
 			calls, err := count(sdk.FromContext(ctx).StateDir() + "/calls")
 			return about{Version: version, Told: sdk.FromContext(ctx).Identity().TypeVersion, Word: config.Word, Calls: calls}, err
 		})},
-		Open: func(ctx context.Context, _ *sdk.Worker) error { return open(ctx, behaviour) },
+		Open:      func(ctx context.Context, _ *sdk.Worker) error { return open(ctx, behaviour) },
+		Resources: resources(behaviour),
 	}
 	if behaviour == "strict" {
 		t.Config = &strict{Word: "one"}
 	}
 	sdk.Serve(t)
+}
+
+// resources are what a worker asks for.
+func resources(behaviour string) sdk.Resources {
+	switch behaviour {
+	case "needs":
+		return sdk.Resources{MemoryBytes: 96 << 20, CPUMillis: 250, PIDs: 100}
+	case "greedy":
+		return sdk.Resources{MemoryBytes: 1 << 40, CPUMillis: 1 << 20, PIDs: 1 << 22}
+	case "starves":
+		return sdk.Resources{PIDs: 1}
+	}
+	return sdk.Resources{}
 }
 
 // trailer reads the line behind the end of the binary.
