@@ -172,3 +172,23 @@ func TestWorkerText(t *testing.T) {
 		}
 	}
 }
+
+// TestWorkersOwnWord: what a worker says of its memory cannot be taken for what the
+// kernel counts.
+func TestWorkersOwnWord(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	a := &app{stdout: &out}
+	w := client.WorkerDetail{
+		Worker:  client.Worker{WorkerName: "nora", Usage: &client.Usage{MemoryBytes: 3 << 19}},
+		Metrics: &client.Metrics{StartedAt: client.Time{Time: time.Unix(0, 0)}, RSSBytes: 5 << 19},
+	}
+	if err := a.show(w, func(t *table) { detailText(t, w) }); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"uses          1.5 MiB, ", "process       started 1970-01-01T00:00:00Z; 2.5 MiB of memory, by its own word\n"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("%q is not in\n%s", want, out.String())
+		}
+	}
+}

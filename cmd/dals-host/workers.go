@@ -77,7 +77,8 @@ func workerText(t *table, w client.Worker) {
 func detailText(t *table, w client.WorkerDetail) {
 	factsText(t, w.Worker)
 	if m := w.Metrics; m != nil {
-		t.row("process", fmt.Sprintf("started %s, %.1f MiB", stamp(m.StartedAt), float64(m.RSSBytes)/(1<<20)))
+		// What it uses is in "uses": a stranger's worker may say here what it likes.
+		t.row("process", fmt.Sprintf("started %s; %.1f MiB of memory, by its own word", stamp(m.StartedAt), float64(m.RSSBytes)/(1<<20)))
 		t.row("tasks", fmt.Sprintf("%d running, %d done, %d failed", m.TasksInFlight, m.TasksDone, m.TasksFailed))
 	}
 	if m := w.Traffic; m != nil {

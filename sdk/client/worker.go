@@ -142,7 +142,8 @@ type WorkerDetail struct {
 	Manifest json.RawMessage `json:"manifest,omitempty"` // worker_manifest.json
 }
 
-// Metrics are what a worker's last heartbeat carried.
+// Metrics are what a worker's last heartbeat carried: its own word, where Usage is
+// the kernel's.
 type Metrics struct {
 	StartedAt     Time   `json:"started_at"` // of its process
 	TasksInFlight int    `json:"tasks_in_flight"`
