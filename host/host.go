@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"sync/atomic"
@@ -82,6 +83,7 @@ type Host struct {
 	launcher   launch.Launcher
 	stage      *stage.Store
 	logs       *workerlog.Logs
+	guard      *exec.Cmd // the log guard that this host began with
 	guarded    io.Closer // its end is what the log guard waits for
 	ports      *portKeeper
 	plugins    *plugins
@@ -130,15 +132,17 @@ func New(ctx context.Context, c Config) (_ *Host, err error) {
 // control API lets running calls finish, and what they lean on ends after it.
 func (h *Host) Run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, h.close()) }()
-	if err := h.recover(ctx); err != nil || ctx.Err() != nil {
-		return errors.Join(err, h.control.Close())
-	}
-	serving, stopServing := context.WithCancel(ctx)
-	defer stopServing()
 	beneath, stopBeneath := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopBeneath()
 	g, running := errgroup.WithContext(beneath)
-	for _, run := range []func(context.Context) error{h.record.Run, h.catalog.Run, h.gate.Run, h.doors.Run, h.forge.Run, h.forge.KeepWarm, h.patrol, h.keepMirrors, h.logs.Run, h.keepGuard, h.serveHTTP, h.ports.run} {
+	g.Go(func() error { return h.logs.Run(running) }) // workers print from the beginning
+	if err := h.recover(ctx); err != nil || ctx.Err() != nil {
+		stopBeneath()
+		return errors.Join(err, h.control.Close(), g.Wait())
+	}
+	serving, stopServing := context.WithCancel(ctx)
+	defer stopServing()
+	for _, run := range []func(context.Context) error{h.record.Run, h.catalog.Run, h.gate.Run, h.doors.Run, h.forge.Run, h.forge.KeepWarm, h.patrol, h.keepMirrors, h.keepGuard, h.serveHTTP, h.ports.run} {
 		g.Go(func() error { return run(running) })
 	}
 	g.Go(func() error {

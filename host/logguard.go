@@ -107,19 +107,34 @@ func (h *Host) keepGuard(ctx context.Context) error {
 	if len(h.LogGuard) == 0 {
 		return nil
 	}
+	guard := h.guard // that openStage has started
 	for pause := time.Second; ; pause = min(2*pause, time.Minute) {
-		guard, err := h.startGuard()
+		var err error
+		if guard == nil {
+			guard, err = h.startGuard()
+		}
 		if err != nil {
 			h.Logger.Warn("no log guard: while no host lives, logs are not bounded", "error", err)
 		} else if ended := h.awaitGuard(ctx, guard); !ended {
 			return nil
 		}
+		guard = nil
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(pause):
 		}
 	}
+}
+
+// replaceGuard ends the guard that an earlier host has left, and starts one of this
+// host's: logs are bounded whether this host comes up or not.
+func (h *Host) replaceGuard() (err error) {
+	if len(h.LogGuard) == 0 {
+		return h.endGuards()
+	}
+	h.guard, err = h.startGuard()
+	return err
 }
 
 // startGuard starts a log guard, in a session of its own. It learns of the host's
@@ -136,7 +151,10 @@ func (h *Host) startGuard() (*exec.Cmd, error) {
 		return nil, err
 	}
 	h.guarded = pipe // until the process ends, as does the folder's lock
-	return guard, guard.Start()
+	if err := guard.Start(); err != nil {
+		return nil, err
+	}
+	return guard, nil
 }
 
 // awaitGuard waits for the guard's end and says whether it has ended. When ctx

@@ -134,7 +134,7 @@ func (h *Host) openStage(context.Context) (err error) {
 	}
 	h.onClose(h.stage.Close)
 	h.logs = logsOf(h.stage, h.Logger.Named("logs"))
-	return h.endGuards()
+	return h.replaceGuard()
 }
 
 func (h *Host) openGateAndBroker(ctx context.Context) (err error) {

@@ -51,6 +51,10 @@ func (b backend) Log(ctx context.Context, ref string) (control.Log, error) {
 	if err != nil {
 		return nil, err
 	}
+	if w.State == worker.StateRetired {
+		return nil, worker.Hint(fmt.Errorf("log of worker %s: it went when the worker was retired: %w", w.Name, worker.ErrNotFound),
+			"what happened to it is in the record: dals-host events --worker "+w.Name)
+	}
 	log, err := b.logs.Open(w.Serial)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("log of worker %s: %w", w.Name, worker.ErrNotFound)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -33,6 +34,9 @@ func logsCommand(a *app) *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if request.Tail < 0 {
 				return usagef("--tail %d is negative", request.Tail)
+			}
+			if request.Tail > math.MaxInt32 {
+				return usagef("--tail %d is more than %d; leave it out for all lines", request.Tail, math.MaxInt32)
 			}
 			at, err := parseSince(since, time.Now())
 			if err != nil {

@@ -51,11 +51,11 @@ func (s *service) StreamLogs(r *hostv1.StreamLogsRequest, stream grpc.ServerStre
 		case <-stream.Context().Done():
 			return stream.Context().Err()
 		case <-s.stopping:
-			return nil
+			return log.drain(true)
 		case <-time.After(followEvery):
 		}
 		if removed, err := opened.Removed(); removed || err != nil {
-			return err
+			return errors.Join(err, log.drain(true))
 		}
 	}
 }

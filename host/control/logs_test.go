@@ -141,7 +141,7 @@ func TestFollowLogs(t *testing.T) {
 	}
 	fmt.Fprint(file, "four\n")
 	expect("four")
-	fmt.Fprint(file, "last words\n")
+	fmt.Fprint(file, "last words")
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
@@ -156,11 +156,12 @@ func TestFollowLogs(t *testing.T) {
 	if stream, err = h.StreamLogs(context.Background(), &hostv1.StreamLogsRequest{Worker: "nora", Follow: true}); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(path, []byte("x\n"), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte("x\ny"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	expect("x")
 	s.stop() // a follower does not keep the host from ending
+	expect("y")
 	if _, err := stream.Recv(); !errors.Is(err, io.EOF) {
 		t.Fatalf("after the host ended: %v", err)
 	}

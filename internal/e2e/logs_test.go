@@ -2,11 +2,14 @@ package e2e
 
 import (
 	"fmt"
+	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -48,8 +51,13 @@ func TestFloodWithoutHost(t *testing.T) {
 		before := h.pids(nora.WorkerSerial)
 		h.mustSend("nora", "rogue.spew", map[string]int{"n": 6000})
 		h.kill()
-		if guards := h.guards(); len(guards) != 1 {
-			t.Fatalf("log guards %v, want one", guards)
+		first := h.guards()
+		// A host that does not come up leaves the guarding to another.
+		if _, stderr, code := h.run("serve", "--launcher", h.launcher, "--http", taken(t)); code != 1 || !strings.Contains(stderr, "address already in use") {
+			t.Errorf("serve: exit %d: %s", code, stderr)
+		}
+		if guards := h.guards(); len(guards) != 1 || slices.Equal(guards, first) {
+			t.Fatalf("log guards %v, want one and not %v", guards, first)
 		}
 		state := filepath.Join(h.dir, "workers", "instances", nora.WorkerSerial, "state")
 		most := int64(0)
@@ -84,17 +92,38 @@ func TestFloodWithoutHost(t *testing.T) {
 			}
 			return nil
 		})
-		if guards := h.guards(); len(guards) != 1 {
-			t.Errorf("log guards %v, want one", guards)
+		guards := h.guards()
+		if len(guards) != 1 {
+			t.Fatalf("log guards %v, want one", guards)
 		}
+		if err := syscall.Kill(guards[0], syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		h.eventually("there is another log guard", func() error {
+			if now := h.guards(); len(now) != 1 || now[0] == guards[0] {
+				return fmt.Errorf("%v", now)
+			}
+			return nil
+		})
 		if w := h.worker("nora"); w.State != "live" || w.Restarts != 0 {
 			t.Errorf("worker %+v", w)
 		}
 	})
 }
 
-// TestLogsGoOn: what a worker wrote is there, and is followed, over its restart,
-// its upgrade and its host's restart, and over the files that it lies in.
+// taken is an address that somebody listens at.
+func taken(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	return l.Addr().String()
+}
+
+// TestLogsGoOn: what a worker wrote is there over its restarts, those of its host, and the
+// files that it lies in; who follows it sees all of it once, until it is retired.
 func TestLogsGoOn(t *testing.T) {
 	launchers(t, func(t *testing.T, h *host) {
 		nora := h.forge("nora", "rogue")
@@ -118,6 +147,13 @@ func TestLogsGoOn(t *testing.T) {
 		h.kill()
 		h.start()
 		h.eventually("three starts, for the next host", count("3 starts"))
+		followed := &lockedBuffer{}
+		follower := exec.Command(filepath.Join(bin, "dals-host"), "--data-dir", h.dir, "logs", "nora", "--follow")
+		follower.Stdout, follower.Stderr = followed, followed
+		if err := follower.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = follower.Process.Kill() })
 		h.mustSend("nora", "rogue.flood", map[string]int{"n": 5 << 10})
 		h.eventually("the log has turned over", func() error {
 			_, err := os.Stat(log + ".1")
@@ -135,6 +171,17 @@ func TestLogsGoOn(t *testing.T) {
 			}
 			return nil
 		})
+		if _, stderr, code := h.run("retire", "nora"); code != 0 {
+			t.Fatalf("retire: exit %d: %s", code, stderr)
+		}
+		err := follower.Wait()
+		text := followed.String()
+		if starts, lines := strings.Count(text, "worker started"), strings.Count(text, strings.Repeat("x", 1023)+"\n"); err != nil || starts != 4 || lines != 10<<10 {
+			t.Errorf("followed: %v, %d starts of 4, %d lines of %d", err, starts, lines, 10<<10)
+		}
+		if _, stderr, code := h.run("logs", "nora"); code != 1 || !strings.Contains(stderr, "dals-host events --worker nora") {
+			t.Errorf("logs of a retired worker: exit %d: %s", code, stderr)
+		}
 	})
 }
 

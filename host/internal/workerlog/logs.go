@@ -56,12 +56,18 @@ type Logs struct {
 	log     hclog.Logger
 
 	mu  sync.RWMutex            // held to write while a file's beginning goes
-	cut map[worker.Serial]int64 // how many bytes of a log went, since New
+	cut map[worker.Serial]cut
+}
+
+// cut is what went of a log.
+type cut struct {
+	bytes int64     // since New
+	away  time.Time // when the worker's folder was missed first; zero while it is there
 }
 
 // New looks after the logs at path in the workers' folders.
 func New(folders Folders, path string, log hclog.Logger) *Logs {
-	return &Logs{folders: folders, path: path, max: MaxBytes, log: log, cut: map[worker.Serial]int64{}}
+	return &Logs{folders: folders, path: path, max: MaxBytes, log: log, cut: map[worker.Serial]cut{}}
 }
 
 // Run bounds all logs again and again until ctx ends. What is wrong with one log
@@ -72,30 +78,34 @@ func (l *Logs) Run(ctx context.Context) error { return l.run(ctx, false) }
 func (l *Logs) RunWhileWorkers(ctx context.Context) error { return l.run(ctx, true) }
 
 func (l *Logs) run(ctx context.Context, whileWorkers bool) error {
-	told := map[worker.Serial]bool{}
-	sizes, fast := l.look(nil, told)
-	for ctx.Err() == nil && (len(sizes) > 0 || !whileWorkers) {
+	sizes, told, blind := map[worker.Serial]int64{}, map[worker.Serial]bool{}, false
+	for {
 		wait := lookEvery
-		if fast {
-			wait = lookSoon
+		switch serials, err := l.folders.Instances(); {
+		case err == nil:
+			var fast bool
+			if sizes, fast = l.look(serials, sizes, told); fast {
+				wait = lookSoon
+			}
+			if blind = false; whileWorkers && len(serials) == 0 {
+				return nil
+			}
+		case !blind:
+			l.log.Warn("workers' logs not looked at", "error", err)
+			blind = true
 		}
 		select {
 		case <-ctx.Done():
+			return nil
 		case <-time.After(wait):
-			sizes, fast = l.look(sizes, told)
 		}
 	}
-	return nil
 }
 
-// look bounds every log once. It returns how long they are now, and whether one
-// has grown so fast since before that it should be looked at again soon. told has
-// those whose faults are known.
-func (l *Logs) look(before map[worker.Serial]int64, told map[worker.Serial]bool) (sizes map[worker.Serial]int64, fast bool) {
-	serials, err := l.folders.Instances()
-	if err != nil {
-		l.log.Warn("workers' logs not looked at", "error", err)
-	}
+// look bounds the logs of these workers once. It returns how long they are now, and
+// whether one has grown so fast since before that it should be looked at again soon.
+// told has those whose faults are known.
+func (l *Logs) look(serials []worker.Serial, before map[worker.Serial]int64, told map[worker.Serial]bool) (sizes map[worker.Serial]int64, fast bool) {
 	sizes = make(map[worker.Serial]int64, len(serials))
 	for _, serial := range serials {
 		size, err := l.bound(serial)
@@ -116,14 +126,25 @@ func (l *Logs) look(before map[worker.Serial]int64, told map[worker.Serial]bool)
 	return sizes, fast
 }
 
+// forgetAfter is how long a worker's folder is away before the worker is no more: that
+// of one that is upgraded is, for a moment.
+const forgetAfter = time.Hour
+
 // forget drops what is known of workers that are no more.
 func (l *Logs) forget(known map[worker.Serial]int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for serial := range l.cut {
-		if _, ok := known[serial]; !ok {
+	for serial, c := range l.cut {
+		switch _, ok := known[serial]; {
+		case ok:
+			c.away = time.Time{}
+		case c.away.IsZero():
+			c.away = time.Now()
+		case time.Since(c.away) > forgetAfter:
 			delete(l.cut, serial)
+			continue
 		}
+		l.cut[serial] = c
 	}
 }
 

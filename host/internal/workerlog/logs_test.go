@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -170,6 +171,77 @@ func TestRotate(t *testing.T) {
 			b.Error("the next host reads something else")
 		}
 	})
+}
+
+// elsewhere has one worker, whose folder may be away.
+type elsewhere struct {
+	folder
+	list func() ([]worker.Serial, error)
+}
+
+func (e elsewhere) Instances() ([]worker.Serial, error) { return e.list() }
+
+// TestUpgradedWhileFollowed: who follows reads on where it was while a worker's folder is
+// set aside, and when its log lies in another.
+func TestUpgradedWhileFollowed(t *testing.T) {
+	t.Parallel()
+	fileSystems(t, func(b *bench) {
+		next, followed, behind, follower := 0, "", b.open(), b.open()
+		for range 4 { // the beginning goes
+			b.print(&next, testMax/2)
+			_, err := b.bound(serial)
+			b.must(err)
+			followed += b.read(follower)
+		}
+		logs := filepath.Dir(b.path)
+		aside := filepath.Join(filepath.Dir(logs), "aside")
+		b.must(os.Rename(logs, aside))
+		b.look(nil, nil, nil)
+		b.print(&next, 100)
+		followed += b.read(follower)
+		b.expectLines(b.read(behind), next)
+		b.must(os.Rename(aside, logs))
+		b.look([]worker.Serial{serial}, nil, nil)
+		b.print(&next, 100)
+		followed += b.read(follower)
+		b.expectLines(followed, next)
+		if !strings.HasPrefix(followed, "line 0\n") {
+			b.Error("the follower missed the beginning")
+		}
+	})
+}
+
+// TestBlind: a look that fails ends nothing, and forgets nothing.
+func TestBlind(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, t.TempDir())
+	next, looks := 0, make(chan func() ([]worker.Serial, error))
+	b.folders = elsewhere{b.folders.(folder), func() ([]worker.Serial, error) { return (<-looks)() }}
+	blind := func() ([]worker.Serial, error) { return nil, syscall.EMFILE }
+	sees := func() ([]worker.Serial, error) { return []worker.Serial{serial}, nil }
+	ended := make(chan error, 1)
+	go func() { ended <- b.RunWhileWorkers(t.Context()) }()
+	looks <- blind
+	b.print(&next, 2*testMax)
+	looks <- sees
+	follower := b.open()
+	for range 2 {
+		looks <- blind
+		b.print(&next, testMax)
+	}
+	looks <- sees
+	looks <- sees // the one before is done
+	if n := b.size(); n > 3*testMax {
+		t.Errorf("%d bytes are kept", n)
+	}
+	b.expectLines(b.read(follower), next)
+	select {
+	case err := <-ended:
+		t.Fatalf("it ended: %v", err)
+	default:
+	}
+	looks <- func() ([]worker.Serial, error) { return nil, nil }
+	b.must(<-ended)
 }
 
 // TestFlood: of what is printed far too fast the last is kept, in whole lines.
@@ -370,7 +442,8 @@ func BenchmarkLook(b *testing.B) {
 	l := New(m, "logs/worker.log", hclog.NewNullLogger())
 	sizes := map[worker.Serial]int64{}
 	for b.Loop() {
-		sizes, _ = l.look(sizes, nil)
+		serials, _ := m.Instances()
+		sizes, _ = l.look(serials, sizes, nil)
 	}
 	if len(sizes) != m.n {
 		b.Fatalf("%d logs", len(sizes))

@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path"
 	"slices"
 	"syscall"
 
@@ -18,6 +19,7 @@ import (
 type Reader struct {
 	logs   *Logs
 	serial worker.Serial
+	dir    *os.Root // of the log, wherever an upgrade takes it meanwhile
 	file   *os.File
 	at     int64
 }
@@ -30,15 +32,19 @@ func (l *Logs) Open(serial worker.Serial) (*Reader, error) {
 		return nil, err
 	}
 	defer root.Close()
-	file, _, err := openRegular(root, l.path, os.O_RDONLY)
+	dir, err := root.OpenRoot(path.Dir(l.path))
 	if err != nil {
 		return nil, err
 	}
-	r := &Reader{logs: l, serial: serial, file: file}
+	file, _, err := openRegular(dir, path.Base(l.path), os.O_RDONLY)
+	if err != nil {
+		return nil, errors.Join(err, dir.Close())
+	}
+	r := &Reader{logs: l, serial: serial, dir: dir, file: file}
 	l.mu.RLock()
 	defer l.mu.RUnlock()
 	if r.at, err = r.first(); err != nil {
-		return nil, errors.Join(err, file.Close())
+		return nil, errors.Join(err, r.Close())
 	}
 	return r, nil
 }
@@ -47,25 +53,17 @@ func (l *Logs) Open(serial worker.Serial) (*Reader, error) {
 func (r *Reader) first() (int64, error) {
 	old, err := r.openOld()
 	if err != nil || old == nil {
-		return r.logs.cut[r.serial], err
+		return r.logs.cut[r.serial].bytes, err
 	}
 	defer old.Close()
-	return r.logs.cut[r.serial] - sizeOf(old), nil
+	return r.logs.cut[r.serial].bytes - sizeOf(old), nil
 }
 
 // openOld opens the old file; nil where there is none.
 func (r *Reader) openOld() (*os.File, error) {
-	root, err := r.logs.folders.OpenRoot(r.serial)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, worker.ErrNotFound) {
-		return nil, nil //nolint:nilnil // the worker is gone, and its old file with it
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer root.Close()
-	old, _, err := openRegular(root, r.logs.path+oldSuffix, os.O_RDONLY)
+	old, _, err := openRegular(r.dir, path.Base(r.logs.path)+oldSuffix, os.O_RDONLY)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil //nolint:nilnil // see above
+		return nil, nil //nolint:nilnil // as where the worker, and all that it had, is gone
 	}
 	return old, err
 }
@@ -79,7 +77,7 @@ func sizeOf(file *os.File) int64 {
 }
 
 // Close closes the log.
-func (r *Reader) Close() error { return r.file.Close() }
+func (r *Reader) Close() error { return errors.Join(r.file.Close(), r.dir.Close()) }
 
 // Read reads on. At the end of what is written it is io.EOF, and may be more the
 // next time. What has gone meanwhile, because the worker printed faster than it
@@ -88,7 +86,7 @@ func (r *Reader) Close() error { return r.file.Close() }
 func (r *Reader) Read(p []byte) (int, error) {
 	r.logs.mu.RLock()
 	defer r.logs.mu.RUnlock()
-	cut := r.logs.cut[r.serial]
+	cut := r.logs.cut[r.serial].bytes
 	if r.at > cut+sizeOf(r.file) {
 		r.at = cut
 	}
@@ -126,7 +124,7 @@ func (r *Reader) readAt(p []byte, at, cut int64) (n int, found int64, err error)
 func (r *Reader) Last(n int) error {
 	r.logs.mu.RLock()
 	defer r.logs.mu.RUnlock()
-	cut := r.logs.cut[r.serial]
+	cut := r.logs.cut[r.serial].bytes
 	end := cut + sizeOf(r.file)
 	first, err := r.first()
 	if err != nil {
@@ -178,5 +176,5 @@ func (r *Reader) Removed() (bool, error) {
 		return false, fmt.Errorf("look at log: %w", err)
 	}
 	system, ok := info.Sys().(*syscall.Stat_t)
-	return ok && system.Nlink == 0 && r.at >= r.logs.cut[r.serial]+info.Size(), nil
+	return ok && system.Nlink == 0 && r.at >= r.logs.cut[r.serial].bytes+info.Size(), nil
 }

@@ -69,7 +69,7 @@ func (l *Logs) drop(serial worker.Serial, file *os.File, size int64) error {
 	defer l.mu.Unlock()
 	err := file.Truncate(0)
 	if err == nil {
-		l.cut[serial] += size
+		l.went(serial, size)
 	}
 	return err
 }
@@ -133,7 +133,7 @@ func (l *Logs) replace(serial worker.Serial, root *os.Root, file, old *os.File, 
 	}
 	if end <= 2*l.max { // of a flood, to take a beginning away would be to write it all to disk first
 		if unix.Fallocate(int(file.Fd()), unix.FALLOC_FL_COLLAPSE_RANGE, 0, end) == nil {
-			l.cut[serial] += end
+			l.went(serial, end)
 			return nil
 		}
 	}
@@ -149,6 +149,13 @@ func (l *Logs) replace(serial worker.Serial, root *os.Root, file, old *os.File, 
 	if err := file.Truncate(0); err != nil {
 		return err
 	}
-	l.cut[serial] += end + rest
+	l.went(serial, end+rest)
 	return nil
+}
+
+// went counts what went of a log.
+func (l *Logs) went(serial worker.Serial, n int64) {
+	c := l.cut[serial]
+	c.bytes += n
+	l.cut[serial] = c
 }
