@@ -60,7 +60,7 @@ func (a *app) events(events iter.Seq2[client.Event, error], follow bool) error {
 			if err != nil {
 				return err
 			}
-			line = string(text)
+			line = string(escaped(text))
 		}
 		if _, err := fmt.Fprintln(a.stdout, line); err != nil {
 			return fmt.Errorf("write output: %w", err)

@@ -9,9 +9,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unicode"
-	"unicode/utf16"
-	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -108,24 +105,6 @@ func logJSON(line string) json.RawMessage {
 	}
 	text, _ := json.Marshal(map[string]string{"@message": line}) // strings always marshal
 	return escaped(text)
-}
-
-// escaped is the same JSON without characters that a terminal would obey, such as
-// the control characters beyond ASCII, which JSON allows in strings.
-func escaped(data []byte) json.RawMessage {
-	var b []byte
-	for _, r := range string(data) {
-		switch {
-		case r == unicode.ReplacementChar || unicode.IsPrint(r):
-			b = utf8.AppendRune(b, r)
-		case r > 0xffff:
-			high, low := utf16.EncodeRune(r)
-			b = fmt.Appendf(b, `\u%04x\u%04x`, high, low)
-		default:
-			b = fmt.Appendf(b, `\u%04x`, r)
-		}
-	}
-	return b
 }
 
 // logText is a line for people. Lines of hclog's JSON are laid out as hclog lays

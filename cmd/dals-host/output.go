@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,8 @@ import (
 	"strings"
 	"text/tabwriter"
 	"unicode"
+	"unicode/utf16"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -94,14 +97,38 @@ func (a *app) show(document any, text func(t *table)) error {
 	return nil
 }
 
+// document writes JSON that means v. What is in it may be a stranger's.
 func (a *app) document(v any) error {
-	e := json.NewEncoder(a.stdout)
+	var text bytes.Buffer
+	e := json.NewEncoder(&text)
 	e.SetEscapeHTML(false)
 	e.SetIndent("", "  ")
-	if err := e.Encode(v); err != nil {
+	err := e.Encode(v)
+	if err == nil {
+		_, err = a.stdout.Write(escaped(text.Bytes()))
+	}
+	if err != nil {
 		return fmt.Errorf("write output: %w", err)
 	}
 	return nil
+}
+
+// escaped is the same JSON without characters that a terminal would obey, such as
+// the control characters beyond ASCII, which JSON allows in strings.
+func escaped(data []byte) json.RawMessage {
+	var b []byte
+	for _, r := range string(data) {
+		switch {
+		case r == unicode.ReplacementChar || unicode.IsPrint(r), r == '\n': // one between values
+			b = utf8.AppendRune(b, r)
+		case r > 0xffff:
+			high, low := utf16.EncodeRune(r)
+			b = fmt.Appendf(b, `\u%04x\u%04x`, high, low)
+		default:
+			b = fmt.Appendf(b, `\u%04x`, r)
+		}
+	}
+	return b
 }
 
 // table aligns the cells of its rows. It takes whatever workers and plugins say:

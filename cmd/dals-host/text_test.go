@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -43,6 +44,28 @@ func FuzzLogText(f *testing.F) {
 		if object := logJSON(line); !json.Valid(object) || object[0] != '{' || bytes.ContainsAny(object, "\n") ||
 			bytes.ContainsFunc(object, func(r rune) bool { return r != unicode.ReplacementChar && !unicode.IsPrint(r) }) {
 			t.Fatalf("%q gives %s", line, object)
+		}
+	})
+}
+
+// FuzzDocument: what is printed as JSON means the same, and a terminal obeys none of it.
+func FuzzDocument(f *testing.F) {
+	for _, seed := range []string{`{}`, "[\"\u009b31m\", \"\u202e\U000e0001\"]", "{\n  \"\\u001b\": \"\x7f\"\n}", "\"\xff\""} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		var before, after any
+		var out bytes.Buffer
+		if json.Unmarshal([]byte(text), &before) != nil {
+			t.Skip("no JSON")
+		}
+		err := (&app{stdout: &out}).document(json.RawMessage(text))
+		got := out.Bytes()
+		if err := errors.Join(err, json.Unmarshal(got, &after)); err != nil || !reflect.DeepEqual(before, after) {
+			t.Fatalf("%q gives %q: %v", text, got, err)
+		}
+		if bytes.ContainsFunc(got, func(r rune) bool { return r != unicode.ReplacementChar && r != '\n' && !unicode.IsPrint(r) }) {
+			t.Fatalf("%q gives %q", text, got)
 		}
 	})
 }
@@ -136,7 +159,11 @@ func TestShowResult(t *testing.T) {
 		err    error
 		want   string
 	}{
-		"failed":   {known, &client.TaskError{Code: "c"}, `{"id":"i","worker_serial":"","kind":"t.k","status":"failed","result":{"code":"c"},"duration_ms":0,"signed_by":"k","log_index":7}`},
+		"failed": {known, &client.TaskError{Code: "c"}, `{"id":"i","worker_serial":"","kind":"t.k","status":"failed","result":{"code":"c"},"duration_ms":0,"signed_by":"k","log_index":7}`},
+		"hostile": {
+			client.Result{ID: "i", Status: client.StatusOK, Result: json.RawMessage("{\"a\":\"\u009b1m\u202e\"}")}, nil,
+			`{"id":"i","worker_serial":"","kind":"","status":"ok","result":{"a":"\u009b1m\u202e"},"duration_ms":0,"signed_by":"","log_index":0}`,
+		},
 		"deadline": {unknown, &client.Error{Code: client.CodeDeadline}, `{"id":"i","kind":"t.k","status":"unknown"}`},
 		"gone":     {unknown, &client.Error{Code: client.CodeUnavailable}, `{"id":"i","kind":"t.k","status":"unknown"}`},
 		"refused":  {client.Result{ID: "i"}, &client.Error{Code: "replayed"}, ""},

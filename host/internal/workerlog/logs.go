@@ -55,7 +55,7 @@ type Logs struct {
 	max     int64
 	log     hclog.Logger
 
-	mu  sync.RWMutex            // held to write while a file's beginning goes
+	mu  sync.RWMutex // held to write while a file's beginning goes
 	cut map[worker.Serial]cut
 }
 
