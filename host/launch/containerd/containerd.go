@@ -22,9 +22,10 @@
 // A plugin that nobody trusts yet can be run for a moment in a cage that has
 // nothing of the host's in it at all: RunnerFunc is for go-plugin's client.
 //
-// All files lie in <data>/containerd, except for the sockets that shims make in
-// /run/containerd/s and, where the data folder's path is too long for a socket
-// address, /run/dals-<host id>. Container ids are serials, in the namespace
+// All files lie in <data>/containerd, except for what does not survive the machine:
+// what is known of running containers in /run or /dev/shm, where that is memory, the sockets of shims in
+// /run/containerd/s, an empty folder in /run (RootUID) and, where the data folder's path is
+// too long for a socket address, /run/dals-<host id>. Container ids are serials, in the namespace
 // dals-<host id>; cgroups are /dals-<host id>/<serial>. With a containerd that
 // somebody else runs, images and tasks lie in its folders; nothing of it is
 // touched outside of that namespace.
