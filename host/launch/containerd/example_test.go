@@ -141,6 +141,7 @@ func ask(ctx context.Context, data string) (err error) {
 		AllowedProtocols: []plugin.Protocol{plugin.ProtocolGRPC},
 		RunnerFunc:       l.RunnerFunc(containerd.RunnerConfig{Image: image, UID: 70001, Life: time.Minute}),
 		SkipHostEnv:      true,
+		AutoMTLS:         true,
 		UnixSocketConfig: &plugin.UnixSocketConfig{TempDir: data},
 		Logger:           hclog.NewNullLogger(),
 	})

@@ -141,9 +141,12 @@ func (p *private) is(pid int) bool {
 	return ok && uid == 0
 }
 
-// start forks containerd into a session of its own. Its output goes to a file,
-// which begins anew: nothing ties it to this process.
+// start forks containerd into a session of its own. Its output goes to a file:
+// nothing ties it to this process. That of the one before stays beside it.
 func (p *private) start() (*pidfd.Process, error) {
+	if err := os.Rename(p.logFile(), p.logFile()+".old"); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
 	log, err := os.OpenFile(p.logFile(), os.O_WRONLY|os.O_APPEND|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err

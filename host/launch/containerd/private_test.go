@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -73,6 +74,9 @@ func TestContainerdDies(t *testing.T) {
 	if text, err := os.ReadFile(logFile); err != nil || strings.Contains(string(text), "an old line") {
 		t.Errorf("the log goes on where the last containerd ended: %d bytes, %v", len(text), err)
 	}
+	if text, err := os.ReadFile(logFile + ".old"); err != nil || !strings.Contains(string(text), "an old line") {
+		t.Errorf("what the last containerd said is gone: %d bytes, %v", len(text), err)
+	}
 	select {
 	case exit := <-ended:
 		t.Fatalf("a lost containerd was taken for the worker's end: %+v", exit)
@@ -81,6 +85,40 @@ func TestContainerdDies(t *testing.T) {
 	g.Provoke("exit 6")
 	if exit := <-ended; exit.Code != 6 || exit.Unknown {
 		t.Fatalf("its end is %+v", exit)
+	}
+}
+
+// TestOnlyWhatIsNeeded: containerd runs nothing that speaks to others or that no worker
+// needs.
+func TestOnlyWhatIsNeeded(t *testing.T) {
+	t.Parallel()
+	b := launchtest.NewBench(t, open)
+	said, err := launcher(b).client.IntrospectionService().Plugins(b.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	needless := []string{"cri", "nri", "restart", "opt", "otlp", "tracing", "image-verifier", "transfer-cri", "stream-cri"}
+	var snapshotters, runs []string
+	for _, p := range said.Plugins {
+		if p.InitErr != nil {
+			continue
+		}
+		runs = append(runs, p.Type+"."+p.ID)
+		kind := strings.TrimPrefix(p.Type, "io.containerd.")
+		if kind == "snapshotter.v1" {
+			snapshotters = append(snapshotters, p.ID)
+		}
+		if slices.ContainsFunc(needless, func(name string) bool {
+			return p.ID == name || strings.HasPrefix(kind, name+".") || strings.Contains(kind, ".cri.")
+		}) {
+			t.Errorf("%s %s runs", p.Type, p.ID)
+		}
+	}
+	if !slices.Equal(snapshotters, []string{"native"}) {
+		t.Errorf("snapshotters %v", snapshotters)
+	}
+	if !slices.Contains(runs, "io.containerd.grpc.v1.tasks") {
+		t.Errorf("what runs is %v", runs)
 	}
 }
 
