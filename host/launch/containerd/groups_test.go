@@ -63,6 +63,7 @@ func TestGroups(t *testing.T) {
 	if len(shims) != 2 || len(members) != 2 || members[shims[0]]*members[shims[1]] != 16*2 {
 		t.Fatalf("shims %v, workers of each %v", shims, members)
 	}
+	expectOwnLines(t, b, guests)
 	lost := map[*launchtest.Guest]bool{}
 	for _, g := range guests {
 		lost[g] = parent(t, pid[g]) == shims[0]
@@ -86,6 +87,33 @@ func TestGroups(t *testing.T) {
 		b.Remove(g.Spec.Serial)
 	}
 	launchtest.Eventually(t, "the shims have nothing to do and end", func() bool { return len(daemons(t, b)) == 0 })
+}
+
+// expectOwnLines: what workers print at the same time, through the same shims, is in the
+// log of who has printed it.
+func expectOwnLines(t *testing.T, b *launchtest.Bench, guests []*launchtest.Guest) {
+	t.Helper()
+	const size = 512 << 10
+	var printing sync.WaitGroup
+	for i, g := range guests {
+		printing.Go(func() {
+			if said := g.Ask(fmt.Sprintf("flood %d %c", size, 'a'+i)); said != "ok" {
+				t.Error(said)
+			}
+		})
+	}
+	printing.Wait()
+	for i, g := range guests {
+		own := strings.Repeat(string(rune('a'+i)), 1023)
+		launchtest.Eventually(t, "all of its lines are in its log", func() bool {
+			return strings.Count(b.LogText(g.Spec), own+"\n") == size/1024
+		})
+		for line := range strings.Lines(b.LogText(g.Spec)) {
+			if len(line) > 1000 && line != own+"\n" {
+				t.Fatalf("the log of %s has a line %.20q... of %d bytes", g.Spec.Serial, line, len(line))
+			}
+		}
+	}
 }
 
 // TestNothingInherited: a container has no descriptor of its shim's, neither before it

@@ -127,7 +127,11 @@ func (w *worker) obey(words []string) any {
 	case "ignore-term":
 		signal.Ignore(syscall.SIGTERM)
 	case "flood":
-		flood(n)
+		mark := byte('x')
+		if len(words) > 2 {
+			mark = words[2][0]
+		}
+		flood(n, mark)
 	case "close-stdout":
 		_ = os.Stdout.Close()
 	case "lure":
@@ -196,8 +200,8 @@ func (w *worker) files(n int) string {
 }
 
 // flood writes n bytes in lines, alternately to stdout and stderr.
-func flood(n int) {
-	line := append(bytes.Repeat([]byte{'x'}, 1023), '\n')
+func flood(n int, mark byte) {
+	line := append(bytes.Repeat([]byte{mark}, 1023), '\n')
 	for i := range n / len(line) {
 		out := os.Stdout
 		if i%2 == 1 {
