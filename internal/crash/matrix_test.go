@@ -322,6 +322,7 @@ func (m *matrix) allStarts(r recovery) {
 	if end := slices.IndexFunc(points, func(p string) bool { return strings.HasPrefix(p, "control/") }); end >= 0 {
 		points = points[:end]
 	}
+	points = slices.DeleteFunc(points, republished)
 	if m.listed(r.name, points); *update {
 		return
 	}
