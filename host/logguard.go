@@ -128,13 +128,18 @@ func (h *Host) keepGuard(ctx context.Context) error {
 }
 
 // replaceGuard ends the guard that an earlier host has left, and starts one of this
-// host's: logs are bounded whether this host comes up or not.
-func (h *Host) replaceGuard() (err error) {
-	if len(h.LogGuard) == 0 {
-		return h.endGuards()
+// host's: logs are bounded whether this host comes up or not. Where none can be
+// started, keepGuard tries again.
+func (h *Host) replaceGuard() error {
+	if err := h.endGuards(); err != nil || len(h.LogGuard) == 0 {
+		return err
 	}
-	h.guard, err = h.startGuard()
-	return err
+	guard, err := h.startGuard()
+	if err != nil {
+		h.Logger.Warn("no log guard yet: while no host lives, logs are not bounded", "error", err)
+	}
+	h.guard = guard
+	return nil
 }
 
 // startGuard starts a log guard, in a session of its own. It learns of the host's
