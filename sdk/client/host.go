@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"fmt"
 	"iter"
+	"math"
 	"time"
 
 	hostv1 "github.com/dals-host/dals-host/sdk/proto/host/v1"
@@ -96,7 +97,7 @@ func (c *Client) RevokeClient(ctx context.Context, name string) (Enrolment, erro
 // Logs gives a worker's log line by line, as the worker wrote it: mind control
 // characters. The first error is the last thing that it gives.
 func (c *Client) Logs(ctx context.Context, r LogsRequest) iter.Seq2[string, error] {
-	request := &hostv1.StreamLogsRequest{Worker: r.Worker, Follow: r.Follow, Tail: uint32(max(r.Tail, 0)), SinceUnixMs: sinceUnixMs(r.Since)}
+	request := &hostv1.StreamLogsRequest{Worker: r.Worker, Follow: r.Follow, Tail: uint32(min(max(r.Tail, 0), math.MaxInt32)), SinceUnixMs: sinceUnixMs(r.Since)}
 	return streamed(ctx, c, "logs", request, c.host.StreamLogs, (*hostv1.StreamLogsResponse).GetLines)
 }
 
