@@ -102,8 +102,9 @@ func (c *committer) close() error {
 // failed the whole group: nothing of it was written (after an I/O error while
 // committing: most likely not).
 //
-// ctx bounds the waiting only. When it ends first, Update returns its error at
-// once, and whether the closure ran is unknown.
+// ctx bounds the waiting for a turn. When it ends first, the closure never runs and
+// Update returns ctx's error. A closure that runs is waited for, so that what it
+// did is known, and nobody else writes what it has captured.
 //
 // The closure runs on the committer's goroutine while all other writers wait:
 // it must be short, and must not call Update, keep tx, or end the goroutine.
@@ -123,8 +124,14 @@ func (r *Registry) Update(ctx context.Context, closure func(*Tx) error) error {
 	case err := <-req.outcome:
 		return err
 	case <-ctx.Done():
-		req.claimed.CompareAndSwap(false, true)
-		return ctx.Err()
+		if req.claimed.CompareAndSwap(false, true) {
+			return ctx.Err()
+		}
+	case <-c.stopped:
+	}
+	select {
+	case err := <-req.outcome:
+		return err
 	case <-c.stopped:
 	}
 	select {
