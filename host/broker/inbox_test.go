@@ -235,7 +235,5 @@ func TestFullDisk(t *testing.T) {
 	if late := r.count(record.Result, statusDeadline); late != 1 || f.opened.Load() != 1 {
 		t.Errorf("%d closed at their deadline, on %d links", late, f.opened.Load())
 	}
-	if s := r.session(serial); s.places.count != 0 {
-		t.Errorf("%d places left", s.places.count)
-	}
+	r.givenBack(r.session(serial))
 }

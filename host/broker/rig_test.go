@@ -245,6 +245,17 @@ func (r *rig) settled() {
 	}
 }
 
+// givenBack waits until no place of a session is taken: they are given back once
+// all is settled, and not in the same moment.
+func (r *rig) givenBack(s *session) {
+	r.t.Helper()
+	eventually(r.t, "all places are given back", func() bool {
+		s.places.mu.Lock()
+		defer s.places.mu.Unlock()
+		return s.places.count == 0 && s.places.bytes == 0
+	})
+}
+
 func pair(t *testing.T) (ed25519.PublicKey, ed25519.PrivateKey) {
 	t.Helper()
 	public, private, err := ed25519.GenerateKey(nil)

@@ -41,9 +41,7 @@ func TestSend(t *testing.T) {
 	}
 	busy.Wait()
 	r.settled()
-	if s := r.session(serial); s.places.count != 0 || s.places.bytes != 0 {
-		t.Errorf("places left: %d, %d bytes", s.places.count, s.places.bytes)
-	}
+	r.givenBack(r.session(serial))
 }
 
 // TestWorkerThatNeverReads: senders and Close are not pinned by a worker whose
@@ -278,9 +276,7 @@ func TestOverloaded(t *testing.T) {
 			s := r.session(serial)
 			r.Detach(t.Context(), serial)
 			r.settled()
-			if s.places.count != 0 || s.places.bytes != 0 {
-				t.Errorf("places left: %d, %d bytes", s.places.count, s.places.bytes)
-			}
+			r.givenBack(s)
 		})
 	}
 }
