@@ -23,10 +23,11 @@
 // nothing of the host's in it at all: RunnerFunc is for go-plugin's client.
 //
 // All files lie in <data>/containerd, except for what does not survive the machine:
-// what is known of running containers in /run or /dev/shm, where that is memory, the sockets of shims in
-// /run/containerd/s, an empty folder in /run (RootUID) and, where the data folder's path is
-// too long for a socket address, /run/dals-<host id>. Container ids are serials, in the namespace
-// dals-<host id>; cgroups are /dals-<host id>/<serial>. With a containerd that
+// what is known of running containers in /run or /dev/shm, where that is memory, the
+// sockets of shims in /run/containerd/s, the empty folder
+// /run/dals-<host id>-<hash>.rootfs of a private containerd and, where the data
+// folder's path is too long for a socket address, /run/dals-<host id>. Container ids
+// are serials, in the namespace dals-<host id>; cgroups are /dals-<host id>/<serial>. With a containerd that
 // somebody else runs, images and tasks lie in its folders; nothing of it is
 // touched outside of that namespace.
 //
