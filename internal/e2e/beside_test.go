@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -96,8 +97,8 @@ func TestBesideAnotherContainerd(t *testing.T) {
 	o.run()
 	h.forge("nora", "template")
 	h.mustSend("nora", "template.echo", map[string]string{"message": "beside it"})
-	if n := len(h.having("--config", "config.toml")); n < 2 {
-		t.Errorf("%d containerds run, want two", n)
+	if theirs := h.having("--config", o.config); !slices.Equal(theirs, []int{o.cmd.Process.Pid}) || h.containerd() == o.cmd.Process.Pid {
+		t.Errorf("the operator's containerds are %v, want %d alone", theirs, o.cmd.Process.Pid)
 	}
 	if _, err := h.client.Workers(t.Context(), client.WorkerFilter{}); err != nil {
 		t.Error(err)
