@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/gofrs/flock"
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sys/unix"
 
@@ -49,7 +50,27 @@ func GuardLogs(ctx context.Context, dataDir string, host io.Reader, log hclog.Lo
 	if _, err := io.Copy(io.Discard, host); err != nil {
 		return fmt.Errorf("guard logs: wait for the end of the host: %w", err)
 	}
+	if lives, err := hostLives(ctx, pathsOf(dataDir).lock); err != nil || lives {
+		return err
+	}
 	return logsOf(store, log).RunWhileWorkers(ctx)
+}
+
+// hostLives says whether a host has the data folder: one that has come since may
+// have looked for guards too early to see this one. A host that is dying may have
+// it for a moment yet.
+func hostLives(ctx context.Context, lock string) (bool, error) {
+	l := flock.New(lock, flock.SetFlag(os.O_RDONLY))
+	ctx, cancel := context.WithTimeout(ctx, lockPatience)
+	defer cancel()
+	free, err := l.TryRLockContext(ctx, 10*time.Millisecond)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("guard logs: look for another host: %w", err)
+	}
+	return !free, l.Unlock()
 }
 
 // endGuards ends the log guards of this data folder.
