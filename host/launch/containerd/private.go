@@ -142,12 +142,10 @@ func (p *private) is(pid int) bool {
 }
 
 // start forks containerd into a session of its own. Its output goes to a file:
-// nothing ties it to this process. That of the one before stays beside it.
+// nothing ties it to this process. What the ones before have said stays there, for
+// as long as boundLogs leaves it: a crash is told of before it starts again.
 func (p *private) start() (*pidfd.Process, error) {
-	if err := os.Rename(p.logFile(), p.logFile()+".old"); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	log, err := os.OpenFile(p.logFile(), os.O_WRONLY|os.O_APPEND|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
+	log, err := os.OpenFile(p.logFile(), os.O_WRONLY|os.O_APPEND|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err
 	}
