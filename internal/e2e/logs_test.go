@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/dals-host/dals-host/sdk/client"
 )
 
 // logsDir is the folder of a worker's log.
@@ -147,13 +149,7 @@ func TestLogsGoOn(t *testing.T) {
 		h.kill()
 		h.start()
 		h.eventually("three starts, for the next host", count("3 starts"))
-		followed := &lockedBuffer{}
-		follower := exec.Command(filepath.Join(bin, "dals-host"), "--data-dir", h.dir, "logs", "nora", "--follow")
-		follower.Stdout, follower.Stderr = followed, followed
-		if err := follower.Start(); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = follower.Process.Kill() })
+		follower, followed := h.follow("nora")
 		h.mustSend("nora", "rogue.flood", map[string]int{"n": 5 << 10})
 		h.eventually("the log has turned over", func() error {
 			_, err := os.Stat(log + ".1")
@@ -181,6 +177,68 @@ func TestLogsGoOn(t *testing.T) {
 		}
 		if _, stderr, code := h.run("logs", "nora"); code != 1 || !strings.Contains(stderr, "dals-host events --worker nora") {
 			t.Errorf("logs of a retired worker: exit %d: %s", code, stderr)
+		}
+	})
+}
+
+// follow starts a follower of a worker's log, which ends when the worker is retired.
+func (h *host) follow(worker string) (*exec.Cmd, *lockedBuffer) {
+	h.t.Helper()
+	text := &lockedBuffer{}
+	cmd := exec.Command(filepath.Join(bin, "dals-host"), "--data-dir", h.dir, "logs", worker, "--follow")
+	cmd.Stdout, cmd.Stderr = text, text
+	if err := cmd.Start(); err != nil {
+		h.t.Fatal(err)
+	}
+	h.t.Cleanup(func() { _ = cmd.Process.Kill() })
+	return cmd, text
+}
+
+// TestFollowedOverUpgrades: who follows a worker sees each of its lines once and in
+// order, while upgrades put its folder, and the log in it, aside and back.
+func TestFollowedOverUpgrades(t *testing.T) {
+	launchers(t, func(t *testing.T, h *host) {
+		h.dropChameleon(map[string]string{"1.0.0": "well", "1.1.0": "well", "2.0.0": "fails"})
+		if _, err := h.client.Forge(t.Context(), client.ForgeRequest{Type: "chameleon", Version: "1.0.0", Name: "nora", ClassCode: "A1"}); err != nil {
+			t.Fatal(err)
+		}
+		follower, followed := h.follow("nora")
+		calls := 0
+		ask := func() {
+			for range 5 {
+				calls = h.about("nora").Calls
+			}
+		}
+		ask()
+		for _, to := range []client.UpgradeRequest{
+			{Version: "2.0.0"},
+			{Version: "1.1.0"},
+			{Version: "2.0.0"},
+			{Version: "1.1.0", Config: map[string]string{"word": "two"}},
+			{Version: "1.1.0", Config: map[string]string{"word": "three"}},
+		} {
+			to.Worker = "nora"
+			if _, err := h.client.Upgrade(t.Context(), to); (err == nil) != (to.Version == "1.1.0") {
+				t.Fatalf("upgrade to %s: %v", to.Version, err)
+			}
+			h.comesBack("nora")
+			ask()
+		}
+		h.mustRun("retire", "nora")
+		if err := follower.Wait(); err != nil {
+			t.Error(err)
+		}
+		var want, got []string
+		for n := range calls {
+			want = append(want, fmt.Sprint("n=", n+1))
+		}
+		for line := range strings.Lines(followed.String()) {
+			if _, fields, found := strings.Cut(line, "was asked "); found {
+				got = append(got, strings.Fields(fields)[0])
+			}
+		}
+		if calls != 30 || !slices.Equal(got, want) {
+			t.Errorf("%d calls, followed %v:\n%s", calls, got, followed)
 		}
 	})
 }

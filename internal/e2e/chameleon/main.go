@@ -47,8 +47,9 @@ func main() {
 	config := &loose{Word: "one"}
 	t := sdk.Type{
 		Name: "chameleon", Version: version, Family: "CH", Summary: "Behaves as its binary says: " + behaviour + ".", Config: config,
-		Tasks: []sdk.Task{sdk.Func("chameleon.about", "Tells what runs, and counts its calls in state/.", func(ctx context.Context, _ none) (about, error) {
+		Tasks: []sdk.Task{sdk.Func("chameleon.about", "Tells what runs, and counts its calls in state/ and its log.", func(ctx context.Context, _ none) (about, error) {
 			calls, err := count(sdk.FromContext(ctx).StateDir() + "/calls")
+			sdk.FromContext(ctx).Logger().Info("was asked", "n", calls)
 			return about{Version: version, Told: sdk.FromContext(ctx).Identity().TypeVersion, Word: config.Word, Calls: calls}, err
 		})},
 		Open:      func(ctx context.Context, _ *sdk.Worker) error { return open(ctx, behaviour) },
