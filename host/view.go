@@ -57,7 +57,8 @@ func (b backend) Log(ctx context.Context, ref string) (control.Log, error) {
 	}
 	log, err := b.logs.Open(w.Serial)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("log of worker %s: %w", w.Name, worker.ErrNotFound)
+		return nil, worker.Hint(fmt.Errorf("log of worker %s: it has none: %w", w.Name, worker.ErrNotFound),
+			"a log begins when its worker is started; see its state and why: dals-host worker "+w.Name)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open log of worker %s: %w", w.Name, err)

@@ -110,6 +110,13 @@ func TestFloodWithoutHost(t *testing.T) {
 		if w := h.worker("nora"); w.State != "live" || w.Restarts != 0 {
 			t.Errorf("worker %+v", w)
 		}
+		h.mustRun("stop", "nora")
+		if err := os.Remove(filepath.Join(h.logsDir(nora.WorkerSerial), "worker.log")); err != nil {
+			t.Fatal(err)
+		}
+		if _, stderr, code := h.run("logs", "nora"); code != 1 || !strings.Contains(stderr, "it has none") || !strings.Contains(stderr, "dals-host worker nora") {
+			t.Errorf("logs of a worker without a log: exit %d: %s", code, stderr)
+		}
 	})
 }
 
