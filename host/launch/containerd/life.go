@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/dals-host/dals-host/host/launch"
+	"github.com/dals-host/dals-host/host/launch/containerd/shim"
 	"github.com/dals-host/dals-host/host/worker"
 )
 
@@ -93,7 +94,7 @@ func (l *Launcher) start(ctx context.Context, serial worker.Serial) error {
 	}
 	l.overDisk.Delete(serial)
 	owned := l.own(ctx, c)
-	_, startErr := l.client.TaskService().Start(ctx, &tasks.StartRequest{ContainerID: string(serial)})
+	startErr := l.startTask(ctx, serial)
 	if err := owned(); err != nil {
 		return errors.Join(fmt.Errorf("claim container: %w", err), l.undoStart(ctx, serial))
 	}
@@ -102,6 +103,17 @@ func (l *Launcher) start(ctx context.Context, serial worker.Serial) error {
 	}
 	l.started.Store(serial, true)
 	return nil
+}
+
+// startTask starts a task that was made.
+func (l *Launcher) startTask(ctx context.Context, serial worker.Serial) error {
+	if l.site.grouped {
+		if err := shim.Start(ctx, l.site.bundle(serial), string(serial)); !errors.Is(err, shim.ErrNoDaemon) {
+			return err
+		}
+	}
+	_, err := l.client.TaskService().Start(ctx, &tasks.StartRequest{ContainerID: string(serial)})
+	return err
 }
 
 // made is a container and what is known of it, because this launcher has made it and

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/dals-host/dals-host/host/internal/failpoint"
+	"github.com/dals-host/dals-host/host/launch/containerd/shim"
 	"github.com/dals-host/dals-host/host/launch/internal/pidfd"
 	"github.com/dals-host/dals-host/host/worker"
 )
@@ -57,7 +58,7 @@ func startPrivate(ctx context.Context, cfg Config, tools tools, log hclog.Logger
 		p.runDir = filepath.Join("/run", namespace(cfg.HostID))
 		p.address = filepath.Join(p.runDir, "containerd.sock")
 	}
-	p.shim = filepath.Join(p.dir, "shim")
+	p.shim, p.grouped = filepath.Join(p.dir, "shim"), filepath.Base(p.program) == shim.Binary
 	p.roots = filepath.Join("/run", p.unique()+".rootfs")
 	p.life, p.end = context.WithCancel(context.WithoutCancel(ctx))
 	process, err := p.ensure(ctx)

@@ -16,6 +16,7 @@ type site struct {
 	address   string // of containerd, as it calls it itself
 	namespace string
 	shim      string // that starts containers, as their records name it
+	grouped   bool   // shim is the one of package shim
 	roots     string // where containerd sees the root folders, for containers with user namespaces; "" where it does not
 
 	mu    sync.Mutex

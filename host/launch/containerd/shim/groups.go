@@ -16,7 +16,6 @@ import (
 	task "github.com/containerd/containerd/api/runtime/task/v2"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
-	"github.com/containerd/ttrpc"
 	"golang.org/x/sys/unix"
 )
 
@@ -171,15 +170,14 @@ const answerTime = time.Second
 // Answers says whether the daemon of a group, named by the group's folder, is well: one
 // that is stopped or stuck still listens.
 func Answers(folder string) bool {
-	conn, err := net.Dial("unix", groups{filepath.Dir(folder)}.socket(filepath.Base(folder)))
+	daemon, hangUp, err := call(groups{filepath.Dir(folder)}.socket(filepath.Base(folder)))
 	if err != nil {
 		return false
 	}
-	client := ttrpc.NewClient(conn)
-	defer client.Close()
+	defer hangUp()
 	ctx, cancel := context.WithTimeout(context.Background(), answerTime)
 	defer cancel()
-	_, err = task.NewTTRPCTaskClient(client).Connect(ctx, &task.ConnectRequest{}) // to no container
+	_, err = daemon.Connect(ctx, &task.ConnectRequest{}) // to no container
 	return errdefs.IsNotFound(errgrpc.ToNative(err))
 }
 

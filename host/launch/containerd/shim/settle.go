@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net"
 	"os"
 	"time"
 
@@ -105,18 +104,16 @@ const removeTime = 4 * time.Second
 
 // removeBy has the daemon that listens at socket, if any, kill and delete a container.
 func removeBy(ctx context.Context, socket, id string) error {
-	conn, err := net.Dial("unix", socket)
+	daemon, hangUp, err := call(socket)
 	if isLost(err) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	client := ttrpc.NewClient(conn)
-	defer client.Close()
+	defer hangUp()
 	ctx, cancel := context.WithTimeout(ctx, removeTime)
 	defer cancel()
-	daemon := task.NewTTRPCTaskClient(client)
 	_, err = daemon.Kill(ctx, &task.KillRequest{ID: id, Signal: uint32(unix.SIGKILL)})
 	if err == nil {
 		_, err = daemon.Wait(ctx, &task.WaitRequest{ID: id})

@@ -10,6 +10,10 @@ import (
 	"syscall"
 )
 
+// addressFile is where containerd looks for a daemon's address, in the container's
+// folder.
+const addressFile = "address"
+
 // start has the container in a group and tells containerd of its daemon: on out, and
 // in the file by which a later containerd finds it.
 func start(c command, out io.Writer) error {
@@ -24,7 +28,7 @@ func start(c command, out io.Writer) error {
 		return fmt.Errorf("start %s: %w", c.id, err)
 	}
 	address := "unix://" + socket
-	if err := os.WriteFile(filepath.Join(c.bundle, "address"), []byte(address), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(c.bundle, addressFile), []byte(address), 0o600); err != nil {
 		return fmt.Errorf("start %s: %w", c.id, err)
 	}
 	_, err = io.WriteString(out, address)
