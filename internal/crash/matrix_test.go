@@ -322,7 +322,6 @@ func (m *matrix) allStarts(r recovery) {
 	if end := slices.IndexFunc(points, func(p string) bool { return strings.HasPrefix(p, "control/") }); end >= 0 {
 		points = points[:end]
 	}
-	points = slices.DeleteFunc(points, republished)
 	if m.listed(r.name, points); *update {
 		return
 	}
@@ -334,8 +333,7 @@ func (m *matrix) allStarts(r recovery) {
 			// Ready: the point comes in the background, or not at all.
 			var dead bool
 			if dead, err = m.died(patience); !dead {
-				m.kill()
-				err = errors.New("the host did not come to the point")
+				err = m.missed(point)
 			}
 		} else if err == nil {
 			_, err = m.died(patience)

@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/dals-host/dals-host/host/launch/internal/pidfd"
 	"github.com/dals-host/dals-host/host/launch/launchtest"
 )
 
@@ -36,8 +37,15 @@ func TestDrain(t *testing.T) {
 		}
 
 		other := b.Guest()
-		stuck := parent(t, int(first(t, b, other.Spec.Serial)))
-		t.Cleanup(func() { _ = unix.Kill(stuck, unix.SIGCONT) })
+		flooder := int(first(t, b, other.Spec.Serial))
+		stuck := parent(t, flooder)
+		t.Cleanup(func() {
+			if t.Failed() {
+				state, err := pidfd.ReadStat(flooder)
+				t.Logf("waiting %v; of the shim %v; the worker %+v, %v", d.before, pipesOf(stuck), state, err)
+			}
+			_ = unix.Kill(stuck, unix.SIGCONT)
+		})
 		if err := unix.Kill(stuck, unix.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}
