@@ -27,6 +27,7 @@ type container struct {
 	turn    sync.Mutex  // of who makes, starts or deletes it
 	gone    atomic.Bool // it was deleted
 	process *pidfd.Process
+	plain   bool          // nothing but its program is to be run when it starts
 	ended   chan struct{} // closed when the process has ended; code and at are set then
 	code    uint32        // as shells tell it: above 128 is a signal
 	at      time.Time
@@ -67,6 +68,7 @@ func (c *container) create() (err error) {
 		_ = o.container.Close()
 		go o.run()
 	}
+	c.plain = hookless(c.bundle)
 	c.become(tasktypes.Status_CREATED)
 	go c.reap()
 	return nil
@@ -140,11 +142,21 @@ func (c *container) start() error {
 	if s := c.is(); s != tasktypes.Status_CREATED {
 		return status.Errorf(codes.FailedPrecondition, "container %s is %s", c.id, s)
 	}
-	if err := c.runtime.start(c.bundle, c.id); err != nil {
+	if err := c.letGo(); err != nil {
 		return err
 	}
 	c.become(tasktypes.Status_RUNNING)
 	return nil
+}
+
+// letGo has the first process execute the container's program.
+func (c *container) letGo() error {
+	if c.plain {
+		if released, err := c.runtime.release(c.id); released || err != nil {
+			return err
+		}
+	}
+	return c.runtime.start(c.bundle, c.id)
 }
 
 // signal signals the first process. Its end is that of all others: it is the first

@@ -18,10 +18,7 @@ const execFIFO = "exec.fifo"
 // release lets the first process of a container go, if it waits as crun's do. That is
 // what `crun start` does for a container that has no hooks, without the 3 ms of CPU that
 // executing it takes. It says false when it has done nothing.
-func (r runtime) release(bundle, id string) (bool, error) {
-	if !hookless(bundle) {
-		return false, nil
-	}
+func (r runtime) release(id string) (bool, error) {
 	path := filepath.Join(r.root, id, execFIFO)
 	fifo, err := unix.Open(path, unix.O_WRONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil { // ENXIO: nobody waits to read

@@ -100,9 +100,6 @@ func (r runtime) create(bundle, id string, stdout, stderr *os.File) (pid int, er
 }
 
 func (r runtime) start(bundle, id string) error {
-	if released, err := r.release(bundle, id); released || err != nil {
-		return err
-	}
 	running.RLock()
 	defer running.RUnlock()
 	return failure("start", bundle, r.command(bundle, "start", id).Run())
