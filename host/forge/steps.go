@@ -241,9 +241,7 @@ func (f *Forge) promote(_ context.Context, j *job) error {
 	if err := j.folder.Promote(); err != nil {
 		return err
 	}
-	done := make(chan error, 1)
-	go func() { done <- j.folder.Sync() }()
-	j.onDisk = sync.OnceValue(func() error { return <-done })
+	j.onDisk = sync.OnceValue(j.folder.Sync)
 	return nil
 }
 
@@ -262,9 +260,15 @@ func (f *Forge) remove(ctx context.Context, j *job) error {
 	return f.Launcher.Remove(ctx, j.worker.Serial)
 }
 
+// start starts the worker. While it comes up its folder is written to disk: sooner, the
+// two would wait for each other.
 func (f *Forge) start(ctx context.Context, j *job) error {
 	j.startedAt, j.logged = time.Now(), f.logSize(j.worker.Serial)
-	return f.Launcher.Start(ctx, j.worker.Serial)
+	if err := f.Launcher.Start(ctx, j.worker.Serial); err != nil {
+		return err
+	}
+	go func() { _ = j.onDisk() }() // record asks how it went
+	return nil
 }
 
 func (f *Forge) stop(ctx context.Context, j *job) error {

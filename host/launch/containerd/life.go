@@ -93,13 +93,11 @@ func (l *Launcher) start(ctx context.Context, serial worker.Serial) error {
 		return errors.Join(err, l.undoStart(ctx, serial))
 	}
 	l.overDisk.Delete(serial)
-	owned := l.own(ctx, c)
-	startErr := l.startTask(ctx, serial)
-	if err := owned(); err != nil {
-		return errors.Join(fmt.Errorf("claim container: %w", err), l.undoStart(ctx, serial))
+	if err := l.startTask(ctx, serial); err != nil {
+		return l.startFailed(ctx, serial, fmt.Errorf("start task: %w", family(err)))
 	}
-	if startErr != nil {
-		return l.startFailed(ctx, serial, fmt.Errorf("start task: %w", family(startErr)))
+	if err := l.own(ctx, c); err != nil {
+		return errors.Join(fmt.Errorf("claim container: %w", err), l.undoStart(ctx, serial))
 	}
 	l.started.Store(serial, true)
 	return nil

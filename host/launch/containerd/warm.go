@@ -92,16 +92,12 @@ func (l *Launcher) claim(ctx context.Context, spec launch.Spec) (bool, error) {
 // own changes the label of a container that was claimed, in one write: from then on
 // it is the worker's. It has time until the worker has been started; when a launcher
 // dies before that, the next one removes the container.
-func (l *Launcher) own(ctx context.Context, c made) (wait func() error) {
+func (l *Launcher) own(ctx context.Context, c made) error {
 	if !c.claimed {
-		return func() error { return nil }
+		return nil
 	}
-	written := make(chan error, 1)
-	go func() {
-		_, err := l.client.ContainerService().Update(ctx, c.Container, "labels", "spec")
-		written <- family(err)
-	}()
-	return func() error { return <-written }
+	_, err := l.client.ContainerService().Update(ctx, c.Container, "labels", "spec")
+	return family(err)
 }
 
 // unfit says why what Warm made is not what spec asks for. containerd is not asked:
