@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/containerd/v2/core/containers"
 	"golang.org/x/sys/unix"
 
+	"github.com/dals-host/dals-host/host/internal/failpoint"
 	"github.com/dals-host/dals-host/host/launch"
 	"github.com/dals-host/dals-host/host/launch/containerd/shim"
 	"github.com/dals-host/dals-host/host/worker"
@@ -106,7 +107,10 @@ func (l *Launcher) start(ctx context.Context, serial worker.Serial) error {
 // startTask starts a task that was made.
 func (l *Launcher) startTask(ctx context.Context, serial worker.Serial) error {
 	if l.site.grouped {
-		if err := shim.Start(ctx, l.site.bundle(serial), string(serial)); !errors.Is(err, shim.ErrNoDaemon) {
+		failpoint.Hit("containerd", "shim.Start", "before")
+		err := shim.Start(ctx, l.site.bundle(serial), string(serial))
+		failpoint.Hit("containerd", "shim.Start", "after")
+		if !errors.Is(err, shim.ErrNoDaemon) {
 			return err
 		}
 	}
