@@ -55,8 +55,7 @@ func openFolder(dir string) (_ *folder, err error) {
 	return f, nil
 }
 
-// readKeys reads by what the worker proves who it is. The first key takes a process a
-// millisecond, for a table of Go's.
+// readKeys reads by what the worker proves who it is.
 func (f *folder) readKeys() error {
 	cert, certErr := f.read(certFile)
 	key, keyErr := f.read(keyFile)

@@ -79,6 +79,7 @@ type Broker struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
+	arrivals     *arrivals
 	helloTimeout time.Duration // the constant; tests have less time
 
 	mu       sync.Mutex
@@ -105,7 +106,7 @@ func New(ctx context.Context, c Config) (*Broker, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read outstanding deliveries: %w", err)
 	}
-	b := &Broker{Config: c, helloTimeout: helloTimeout, sessions: map[worker.Serial]*session{}, waiting: map[attempt]*delivery{}}
+	b := &Broker{Config: c, arrivals: newArrivals(c.Logger), helloTimeout: helloTimeout, sessions: map[worker.Serial]*session{}, waiting: map[attempt]*delivery{}}
 	b.ctx, b.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	for _, row := range outstanding {
 		d := newDelivery()
@@ -141,6 +142,7 @@ func (b *Broker) Close() {
 	b.cancel()
 	b.mu.Unlock()
 	b.wg.Wait()
+	b.arrivals.close()
 }
 
 // Reply is the outcome of an envelope that reached its worker.

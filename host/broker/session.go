@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -11,6 +14,7 @@ import (
 
 	"github.com/dals-host/dals-host/host/worker"
 	workerv1 "github.com/dals-host/dals-host/sdk/proto/worker/v1"
+	"github.com/dals-host/dals-host/sdk/wire"
 )
 
 var errDetached = errors.New("worker detached")
@@ -117,6 +121,7 @@ const (
 
 func (s *session) run(ctx context.Context) {
 	retry, logged, began := firstRetry, "", time.Now()
+	met := false // this try comes of an arrival
 	for {
 		lived, err := s.connect(ctx)
 		if ctx.Err() != nil {
@@ -132,13 +137,42 @@ func (s *session) run(ctx context.Context) {
 		}
 		s.b.Logger.Log(level, "worker not connected", "serial", s.worker.Serial, "reason", fault)
 		s.setFault(fault)
-		if !pause(ctx, retry) {
-			return
+		if met || !errors.Is(err, fs.ErrNotExist) { // who makes files again and again is not met each time
+			met = false
+			pause(ctx, retry)
+		} else {
+			met = s.meet(ctx, retry)
 		}
 		if lived > 0 || time.Since(began) > eager {
 			retry = min(retry*3/2, lastRetry)
 		}
 	}
+}
+
+// meet waits until something appears where the worker's socket is to be, and says whether
+// it has; for about as long as retry. Looking every now and then takes time from a worker
+// that comes up: with each look Go's runtime begins anew to watch over the host, ten times
+// a millisecond.
+func (s *session) meet(ctx context.Context, retry time.Duration) bool {
+	socket := filepath.Join(s.dir, wire.Socket)
+	there, leave := s.b.arrivals.await(filepath.Dir(socket))
+	defer leave()
+	if there == nil {
+		pause(ctx, retry)
+		return false
+	}
+	if _, err := os.Lstat(socket); err == nil {
+		return true // it came before anybody watched
+	}
+	timer := time.NewTimer(max(retry, eager))
+	defer timer.Stop()
+	select {
+	case <-there:
+		return true
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	return false
 }
 
 func (s *session) setFault(fault string) {
